@@ -1,0 +1,77 @@
+"""Every setting there is, with its default. Other configs start from here and change what they mean to change."""
+
+from ml_collections import ConfigDict
+
+from jaxprefit.encoder import LINEAR_MAPS
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of initialisation, data order and dropout
+    c.strategy = "task_primary"  # none, individual_ner, individual_tc, naive, task_primary, shared_lora, frozen_lora
+    c.aggregator = "sum"  # of the families' gradients on shared parameters: sum, pcgrad
+    c.devices = 0  # on the mesh's data axis; 0: all
+
+    c.model = ConfigDict()
+    c.model.path = ""  # a Hugging Face directory or hub name; empty: a random encoder of the sizes below
+    c.model.layers = 4  # these five only without a path
+    c.model.hidden = 128
+    c.model.heads = 4
+    c.model.intermediate = 512
+    c.model.vocab = 4000  # WordPiece entries, trained on generated text
+    c.model.dtype = "float32"  # of the computation: float32 or bfloat16
+    c.model.hidden_dropout = 0.0
+
+    c.lora = ConfigDict()
+    c.lora.last_layers = 3  # on the last k layers
+    c.lora.targets = LINEAR_MAPS
+    c.lora.rank = 16
+    c.lora.alpha = 32.0  # the low-rank path is scaled by alpha / rank
+    c.lora.dropout = 0.0
+
+    c.optimizer = ConfigDict()
+    c.optimizer.steps = 300  # equal for every strategy
+    c.optimizer.warmup_steps = 30
+    c.optimizer.backbone_lr = 5e-5  # peaks; linear warm-up and linear decay to zero
+    c.optimizer.lora_lr = 5e-4
+    c.optimizer.head_lr = 1e-3
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.clip_norm = 1.0  # per family, before gradients are combined
+
+    c.data = ConfigDict()
+    c.data.root = ""  # folder that source names are looked up in
+    c.data.cache = ""  # where ArrayRecord caches are built; empty: 'cache' beside the workdir
+    c.data.held_out = 128  # last rows of each source (at most a tenth) kept for held-out losses
+    c.data.limit = 0  # first rows of each source only; 0: all
+    for family in ("ner", "tc"):
+        c.data[family] = ConfigDict()
+        c.data[family].sources = ()  # see jaxprefit/data/sources.py
+        # Shares by source name, as 'name=2,other=1'; empty: in proportion to size.
+        c.data[family].weights = ""
+        c.data[family].batch_size = 32  # global, over all devices
+        c.data[family].max_length = 32  # tokens; longer texts are cut
+        c.data[family].loss_weight = 1.0
+    c.data.tc.temperature = 0.05
+
+    c.run = ConfigDict()  # may differ between a run and its continuation
+    c.run.checkpoint_every = 100  # steps
+    c.run.keep = 2  # newest checkpoints kept
+    c.run.log_every = 1  # steps between lines of metrics.jsonl
+
+    c.conflict = ConfigDict()  # the probe at fixed parameters
+    c.conflict.batches = 24  # batch pairs per family
+    c.conflict.seed = 1  # of the fresh batches
+
+    c.downstream = ConfigDict()
+    c.downstream.mode = "adapter"  # adapter (LoRA + linear head), probe (linear head), full
+    c.downstream.ner = ()  # tasks: folders with train, test and perhaps dev
+    c.downstream.tc = ()
+    c.downstream.fraction = 1.0  # of the training labels
+    c.downstream.steps = 300
+    c.downstream.batch_size = 32
+    c.downstream.max_length = 64
+    c.downstream.lora_lr = 1e-3
+    c.downstream.head_lr = 5e-3
+    c.downstream.backbone_lr = 5e-5  # mode full
+    c.downstream.seeds = (0,)
+    return c

@@ -1,0 +1,96 @@
+"""One pre-finetuning run of one strategy.
+
+python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task_primary \
+    --config.model.path=DIR --config.data.root=DIR --config.strategy=task_primary
+
+Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
+The same command continues a run that was stopped, and every later line and weight is the same as without the stop.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from experiments import wiring
+from jaxprefit import cli, loop, surgery, train
+from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.files import write_json
+from jaxprefit.strategies import Strategy, trainable_and_total
+
+SUMMARY_VERSION = 1
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains, or continues, and returns the summary."""
+    parts = wiring.make_run(config, workdir)
+    strategy = parts.setup.strategy
+    counts = strategy.counts(parts.params)
+    print_counts(strategy, counts)
+    workdir.mkdir(parents=True, exist_ok=True)
+    saved = wiring.saved_config(config)
+    checkpoints = Checkpoints(workdir, config.run.keep)
+    fresh, tx = wiring.fresh_state(parts)
+    streams = wiring.streams(parts, config, config.seed)
+    state = loop.resume(checkpoints, fresh, streams, saved)
+    write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    before = wiring.held_out_scores(parts, config, fresh.params)
+    meta = {
+        "config": saved,
+        "encoder": dataclasses.asdict(parts.start.config),
+        "strategy": strategy.name,
+        "touch_table": strategy.table,
+        "families": {name: f.describe() for name, f in parts.setup.families.items()},
+    }
+    tokenizer = parts.start.tokenizer.to_str()
+
+    def save(state: train.TrainState, positions: dict) -> None:
+        checkpoints.save(state, positions, tokenizer, meta)
+
+    steps = parts.optimizer.steps if strategy.families else 0
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    step = train.make_step(parts.setup, tx, parts.optimizer, surgery.get(config.aggregator), parts.mesh, key)
+    cfg = loop.LoopConfig(steps, config.run.checkpoint_every, config.run.log_every)
+    del fresh
+    if int(state.step) < steps:
+        state = loop.run(step, state, streams, parts.mesh, workdir, cfg, save)
+    elif not steps:  # nothing to train: the checkpoint is the start encoder
+        save(state, {})
+    after = wiring.held_out_scores(parts, config, state.params)
+    trainable, total = trainable_and_total(counts)
+    summary = {
+        "schema": "jaxprefit.prefinetune",
+        "version": SUMMARY_VERSION,
+        "strategy": strategy.name,
+        "aggregator": config.aggregator,
+        "seed": config.seed,
+        "steps": steps,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "device": f"{len(parts.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
+        "held_out": {name: {"start": before[name], "end": after[name]} for name in after},
+    }
+    write_json(workdir / "summary.json", summary)
+    for name, scores in summary["held_out"].items():
+        print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
+    return summary
+
+
+def print_counts(strategy: Strategy, counts: dict[str, tuple[int, tuple[str, ...]]]) -> None:
+    """The touch table with the number of parameters in each row."""
+    table = Table("group", "parameters", "trained by", title=f"strategy {strategy.name}")
+    for group, (number, touching) in counts.items():
+        table.add_row(group, f"{number:,}", ", ".join(touching) or "-")
+    trainable, total = trainable_and_total(counts)
+    Console(width=100).print(table)
+    print(f"{trainable:,} of {total:,} parameters trainable")
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "")
+

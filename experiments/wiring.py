@@ -1,0 +1,190 @@
+"""From a config to the objects of a run. The only place where all rooms of the package meet."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import tokenizers
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from jaxprefit import lora, optim, strategies, surgery, train
+from jaxprefit.data import mixture, sources, synthetic
+from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
+from jaxprefit.errors import UserError
+from jaxprefit.families import FAMILIES, Family
+from jaxprefit.pretrained import Pretrained, load_pretrained
+from jaxprefit.sharding import check_batch_size, make_mesh, put_state
+
+Parts = list[tuple[str, mixture.Slice]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyData:
+    """One family with its rows: those trained on, and the last of each source, held out."""
+
+    family: Family
+    train: Parts
+    held_out: Parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that a run is made of."""
+
+    start: Pretrained
+    data: dict[str, FamilyData]  # of every family
+    setup: train.Setup
+    optimizer: optim.OptimizerConfig
+    mesh: jax.sharding.Mesh
+    params: train.Params
+
+
+def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+    """Where caches of data live: data.cache, or 'cache' beside the workdir, shared by the runs there."""
+    return pathlib.Path(config.data.cache or workdir.parent / "cache")
+
+
+def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
+    """The encoder that a run starts from: model.path, or a random one with a WordPiece vocabulary of generated text."""
+    arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"model.dtype is '{config.model.dtype}'; use float32 or bfloat16")
+    if config.model.path:
+        start = load_pretrained(config.model.path)
+        return dataclasses.replace(start, config=dataclasses.replace(start.config, **arithmetic))
+    m = config.model
+    if m.hidden % m.heads:
+        raise UserError(f"model.hidden is {m.hidden}; it must be a multiple of model.heads, {m.heads}")
+    tokenizer = generated_tokenizer(m.vocab, cache)
+    encoder = EncoderConfig(
+        tokenizer.get_vocab_size(), m.hidden, m.layers, m.heads, m.intermediate, max_positions=128, **arithmetic
+    )
+    return Pretrained(encoder, init_backbone(encoder, jax.random.key(config.seed)), tokenizer)
+
+
+def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer:
+    """A lower-casing WordPiece tokenizer trained on generated text; kept in the cache, so that all runs share one."""
+    file = cache / f"wordpiece_{vocab}.json"
+    if not file.exists():
+        tokenizer = tokenizers.BertWordPieceTokenizer(lowercase=True)
+        tokenizer.train_from_iterator(synthetic.corpus(20_000, seed=0), vocab_size=vocab, show_progress=False)
+        cache.mkdir(parents=True, exist_ok=True)
+        # The trained object lacks the [CLS] ... [SEP] template until it knows the ids; its file form is complete.
+        temporary = file.with_suffix(f".{os.getpid()}")
+        tokenizer = tokenizers.BertWordPieceTokenizer(vocab=tokenizer.get_vocab(), lowercase=True)
+        tokenizer.save(str(temporary))
+        os.replace(temporary, file)
+    return tokenizers.Tokenizer.from_file(str(file))
+
+
+def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
+    """Every family that the config names, over its prepared sources."""
+    out = {}
+    for name, cls in FAMILIES.items():
+        c = config.data[name]
+        prepared = [sources.prepare(s, cls.kind, config.data.root, str(cache), limit=config.data.limit) for s in c.sources]
+        if not prepared:
+            continue
+        seen = [p.name for p in prepared]
+        if len(set(seen)) < len(seen):
+            raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
+        parts = [(p.name, *mixture.split_held_out(p, config.data.held_out)) for p in prepared]
+        family = cls.create(c.to_dict(), prepared, tokenizer)
+        out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts])
+    return out
+
+
+def lora_spec(config: ConfigDict, encoder: EncoderConfig) -> lora.LoraSpec:
+    """The validated LoRA settings."""
+    c = config.lora
+    spec = lora.LoraSpec(c.last_layers, tuple(c.targets), c.rank, c.alpha, c.dropout)
+    spec.validate(encoder)
+    return spec
+
+
+def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """Everything for one pre-finetuning run, checked before anything is written or trained."""
+    aggregator_exists = surgery.get(config.aggregator)
+    del aggregator_exists
+    optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
+    if optimizer.steps < 1 or not 0 <= optimizer.warmup_steps <= optimizer.steps:
+        raise UserError("optimizer.steps must be at least 1 and optimizer.warmup_steps between 0 and optimizer.steps")
+    strategies.make(config.strategy, FAMILIES)  # an unknown name fails before data is read
+    mesh = make_mesh(config.devices)
+    cache = cache_folder(config, workdir)
+    start = start_encoder(config, cache)
+    spec = lora_spec(config, start.config)
+    data = family_data(config, start.tokenizer, cache)
+    constants = [c for d in data.values() for c in d.family.constants]
+    strategy = strategies.make(config.strategy, FAMILIES, constants)
+    for name in strategy.families:
+        if name not in data:
+            raise UserError(f"strategy '{strategy.name}' trains '{name}', but data.{name}.sources is empty")
+        check_batch_size(mesh, config.data[name].batch_size, f"data.{name}.batch_size")
+        if not 4 <= config.data[name].max_length <= start.config.max_positions:
+            raise UserError(
+                f"data.{name}.max_length is {config.data[name].max_length}; "
+                f"this encoder takes 4 to {start.config.max_positions} tokens"
+            )
+    families = {name: data[name].family for name in strategy.families}
+    weights = {name: config.data[name].loss_weight for name in families}
+    setup = train.Setup(Encoder(start.config), families, strategy, weights, spec.dropout)
+    params = train.init_params(strategy, families, start, spec, jax.random.key(config.seed))
+    return Run(start, data, setup, optimizer, mesh, params)
+
+
+def streams(run: Run, config: ConfigDict, seed: int) -> dict[str, Any]:
+    """One endless iterator of batches per trained family."""
+    out = {}
+    for i, name in enumerate(FAMILIES):
+        if name in run.setup.families:
+            d, c = run.data[name], config.data[name]
+            weights = parse_weights(c.weights, f"data.{name}.weights")
+            # Seeds apart by more than any number of sources, so that families draw independently.
+            stream = mixture.mixture(d.family, d.train, weights, c.batch_size, seed * 1_000_003 + 1_000 * i)
+            out[name] = iter(stream)
+    return out
+
+
+def parse_weights(text: str, key: str) -> dict[str, float]:
+    """'a=2,b=0.5' -> {'a': 2.0, 'b': 0.5}."""
+    weights = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            weights[name.strip()] = float(value)
+        except ValueError:
+            raise UserError(f"{key} has '{part}'; write it as name=number,name=number") from None
+    return weights
+
+
+def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
+    """(state at step 0 on the mesh, its optimizer)."""
+    flat = flatten_dict(run.params, sep="/")
+    tx = optim.make_optimizer(run.setup.strategy, flat, run.optimizer)
+    return put_state(run.mesh, train.init_state(run.params, tx)), tx
+
+
+def saved_config(config: ConfigDict) -> dict[str, Any]:
+    """The part of a config that a continued run must share with its beginning, as JSON."""
+    return {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in ("run", "conflict", "downstream")}
+
+
+def held_out_scores(run: Run, config: ConfigDict, flat: Mapping[str, jax.Array]) -> dict[str, dict[str, float]]:
+    """Family -> mean held-out loss and metrics without dropout."""
+    scores = {}
+    for name in run.setup.families:
+        batch_size = config.data[name].batch_size
+        batches = mixture.held_out_batches(run.data[name].family, run.data[name].held_out, batch_size, config.seed)
+        if not batches:
+            continue
+        evaluate = train.make_eval(run.setup, name)
+        results = [jax.device_get(evaluate(flat, batch)) for batch in batches]
+        scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
+        scores[name]["batches"] = len(results)
+    return scores

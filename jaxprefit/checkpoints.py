@@ -1,0 +1,164 @@
+"""Checkpoints through Orbax: save, resume exactly, read for use.
+
+    WORKDIR/checkpoints/STEP/
+        backbone      lora.<adapter>      head.<family>     one item each, restorable alone
+        optimizer     moments and counts, by group of the touch table
+        data          position in each family's stream
+        tokenizer     tokenizer.json's content
+        meta          format version, config, encoder, touch table, step, names of all items
+
+A step's folder appears under its final name only when everything in it is written.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxprefit.errors import UserError
+from jaxprefit.train import TrainState
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint for use: trees of float32 NumPy arrays."""
+
+    backbone: dict
+    adapters: dict[str, dict]
+    heads: dict[str, dict]
+    meta: dict
+    tokenizer: str  # as JSON
+    path: pathlib.Path
+
+
+class Checkpoints:
+    """The checkpoints of one run. Writes are synchronous: after `save` returns, the step is safe."""
+
+    def __init__(self, workdir: pathlib.Path, keep: int = 2):
+        _quiet()
+        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def latest(self) -> int | None:
+        """The newest complete step."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: Mapping[str, Any], tokenizer: str, meta: Mapping[str, Any]) -> None:
+        """Writes `state` with the data streams' positions; does nothing where its step is there already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        trees = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state.params).items()}
+        meta = {**meta, "format_version": FORMAT_VERSION, "step": step, "items": sorted(trees)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **trees,
+                optimizer=ocp.args.PyTreeSave(state.opt_state),
+                data=ocp.args.JsonSave(dict(data)),
+                tokenizer=ocp.args.JsonSave({"json": tokenizer}),
+                meta=ocp.args.JsonSave(meta),
+            ),
+        )
+
+    def restore(self, step: int, like: TrainState, config: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+        """(state, data positions) of `step`, laid out as `like`, a fresh state of the same run.
+
+        Raises UserError where an item is missing or the run's `config` differs from the saved one.
+        """
+        folder = self.folder / str(step)
+        meta = _read_meta(folder)
+        changed = _first_difference(meta["config"], config)
+        if changed:
+            raise UserError(f"{folder} was written with another config: {changed}; use a new --workdir, or change it back")
+        trees = {**_items(like.params), "optimizer": like.opt_state}
+        args = {
+            name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
+            for name, tree in trees.items()
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**args, data=ocp.args.JsonRestore()))
+        params = flatten_dict(_tree({name: restored[name] for name in _items(like.params)}), sep="/")
+        at = jax.device_put(np.asarray(step, np.int32), like.step.sharding)
+        return TrainState(at, params, restored["optimizer"]), restored["data"]
+
+
+def find(path: pathlib.Path) -> pathlib.Path | None:
+    """The newest step's folder of a workdir, `path` itself where it is one step's folder, None for anything else."""
+    if (path / "checkpoints").is_dir():
+        steps = [p for p in (path / "checkpoints").iterdir() if p.name.isdigit()]
+        if not steps:
+            raise UserError(f"{path} holds no complete checkpoint yet; run the training command again to continue")
+        return max(steps, key=lambda p: int(p.name))
+    return path if path.name.isdigit() and any((path / n).is_dir() for n in ("meta", "backbone")) else None
+
+
+def read(folder: pathlib.Path) -> Loaded:
+    """A step's folder as NumPy trees, whatever devices it was written on. Raises UserError for a missing item."""
+    _quiet()
+    folder = folder.absolute()
+    meta = _read_meta(folder)
+    trees = {name: _read_tree(folder / name) for name in meta["items"]}
+    tree = _tree(trees)
+    tokenizer = json.loads((folder / "tokenizer" / "metadata").read_text())["json"]
+    return Loaded(tree["backbone"], tree.get("lora", {}), tree.get("head", {}), meta, tokenizer, folder)
+
+
+def _items(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat parameters -> item name -> nested tree: 'backbone', 'lora.ner', 'head.ner', ..."""
+    tree = unflatten_dict(dict(params), sep="/")
+    items = {"backbone": tree["backbone"]}
+    for kind in ("lora", "head"):
+        items |= {f"{kind}.{name}": sub for name, sub in tree.get(kind, {}).items()}
+    return items
+
+
+def _tree(items: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `_items`, nested."""
+    return unflatten_dict({tuple(name.split(".")): tree for name, tree in items.items()})
+
+
+def _read_meta(folder: pathlib.Path) -> dict:
+    _require(folder, "meta")
+    meta = json.loads((folder / "meta" / "metadata").read_text())
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} has checkpoint format {meta.get('format_version')}; this version reads format {FORMAT_VERSION}"
+        )
+    for name in (*meta["items"], "optimizer", "data", "tokenizer"):
+        _require(folder, name)
+    return meta
+
+
+def _require(folder: pathlib.Path, item: str) -> None:
+    if not (folder / item).is_dir():
+        raise UserError(f"{folder}: the checkpoint lacks its item '{item}'; take another step or copy it again, whole")
+
+
+def _read_tree(folder: pathlib.Path) -> dict:
+    reader = ocp.PyTreeCheckpointer()
+    metadata = reader.metadata(folder).item_metadata.tree  # type: ignore[union-attr]
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+    return reader.restore(folder, restore_args=as_numpy)
+
+
+def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """'key: old -> new' for the first differing leaf of two nested configs; '' where they agree."""
+    a, b = (flatten_dict(json.loads(json.dumps(c)), sep=".") for c in (old, new))
+    for key in sorted(a.keys() | b.keys()):
+        if a.get(key) != b.get(key):
+            return f"{key}: {a.get(key)} -> {b.get(key)}"
+    return ""
+
+
+def _quiet() -> None:
+    logging.getLogger("absl").setLevel(logging.ERROR)

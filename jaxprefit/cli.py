@@ -1,0 +1,98 @@
+"""What all experiment modules share on the command line: flags, one-line errors, exit status."""
+
+import difflib
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from jaxprefit.errors import UserError
+
+USER_ERROR_STATUS = 2
+
+
+def run(main: Callable[[ConfigDict, pathlib.Path], Any], doc: str, config: str = "", **extra: str) -> None:
+    """Parses flags and calls main(config, workdir); a UserError becomes one line on standard error and status 2.
+
+    `config` is the default config file; `extra` are names of further string flags with their help texts.
+    """
+    config_flag = config_flags.DEFINE_config_file(
+        "config", config or None, "Config file, such as configs/minilm.py; any leaf: --config.optimizer.steps=100"
+    )
+    workdir = flags.DEFINE_string("workdir", None, "Folder for everything that is written; created, or continued.")
+    for name, text in extra.items():
+        flags.DEFINE_string(name, "", text)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return flags.FLAGS(list(argv))
+        except SystemExit:
+            raise
+        except Exception as e:  # the library's own exceptions, an error in the config file, a missing file
+            _fail(_flag_error(e, argv))
+
+    def call(argv: Sequence[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"unexpected argument '{argv[1]}'; settings are written --config.key=value")
+            try:
+                settings = config_flag.value
+            except Exception as e:  # the config file is missing or does not run; it is read only now
+                raise UserError(_flag_error(e, argv)) from e
+            if not settings:
+                raise UserError("--config is missing; for example --config=configs/minilm.py")
+            if not workdir.value:
+                raise UserError("--workdir is missing; for example --workdir=runs/first")
+            main(settings, pathlib.Path(workdir.value))
+        except UserError as e:
+            _fail(str(e))
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command continues from the last checkpoint", 130)
+
+    logging.set_verbosity(logging.ERROR)
+    sys.modules["__main__"].__doc__ = doc
+    app.run(call, flags_parser=parse)
+
+
+def _flag_error(e: Exception, argv: Sequence[str]) -> str:
+    """One line for what the flag library says; a near match where a --config.KEY is no setting of the config."""
+    known = _leaves(argv)
+    for flag in (a.lstrip("-").split("=")[0] for a in argv if a.startswith("--config.")):
+        key = flag.removeprefix("config.")
+        if known and key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f"did you mean --config.{near[0]}?" if near else "see configs/default.py for all of them"
+            return f"--{flag} is not a setting; {hint}"
+    return " ".join(str(e).split())[:400]
+
+
+def _leaves(argv: Sequence[str]) -> list[str]:
+    """Dotted names of all leaves of the config file named in `argv`; [] where it cannot be read."""
+    names = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))]
+    file = names[-1] if names else (flags.FLAGS["config"].default or "")
+    if not isinstance(file, str) or not os.path.exists(file.split(":")[0]):
+        return []
+    try:
+        spec = importlib.util.spec_from_file_location("_config", file.split(":")[0])
+        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        spec.loader.exec_module(module)  # type: ignore[union-attr]
+        return _flatten(module.get_config())
+    except Exception:
+        return []
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for key, value in config.items():
+        out += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping | ConfigDict) else [prefix + key]
+    return out
+
+
+def _fail(message: str, status: int = USER_ERROR_STATUS) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,365 @@
+"""From a user's data to a cache of TFDS ArrayRecord that is read at random.
+
+``prepare`` reads a source twice. The first pass validates every row and counts; only then does
+the second write, through a real ``tfds.core.GeneratorBasedBuilder``. So a mistake in the last
+row leaves nothing half-written, and the error is the reader's own. No TensorFlow is needed.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import itertools
+import json
+import operator
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import tensorflow_datasets as tfds
+
+from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
+from jaxprefit.data.records import (
+    Kind,
+    Record,
+    check_settings,
+    entity_types,
+    make_record,
+    pick,
+)
+from jaxprefit.errors import UserError
+
+FORMAT_VERSION = 1  # raise it when what is written changes, so that old caches are left alone
+
+# TFDS gathers a split in memory and spills it over 1000 MiB through TensorFlow, which we do not
+# have. Splits of at most this much text (and one split in all but huge sources) avoid both.
+PART_BYTES = 256 * 2**20
+
+STALE_SECONDS = 24 * 3600  # a temporary folder that old was left by a killed process
+
+Rows = Callable[[], Iterator[Record]]  # reads a source from its start
+Progress = Callable[[int, int], None]  # (rows written, rows in all)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one dataset comes from and how to read it.
+
+    Attributes:
+      name: a name for people; the cache folder bears it too.
+      kind: "ner", "pairs" or "labelled".
+      path: a file; or a folder that holds ``{split}.jsonl`` (or another format, or compressed);
+        or a folder that TFDS prepared as ArrayRecord. Beside ``tfds``: the TFDS ``data_dir``.
+      tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
+      split: of a folder or TFDS; for TFDS also a slice such as "train[:10%]".
+      format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
+      limit: only the first so many rows; 0 for all.
+    """
+
+    name: str
+    kind: str
+    path: str = ""
+    tfds: str = ""
+    split: str = "train"
+    format: str = ""
+    columns: tuple[tuple[str, str | int], ...] = ()
+    scheme: str = "iob2"
+    limit: int = 0
+
+
+class Prepared:
+    """A prepared source as a random-access data source, such as ``grain.MapDataset`` takes.
+
+    ``prepared[i]`` is a record of plain ``str`` and ``list[str]``. It pickles as its folder.
+
+    Attributes:
+      name, kind: of the source.
+      rows: their number, also ``len(prepared)``.
+      types: sorted entity types ("ner") or labels ("labelled"); empty for "pairs".
+    """
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory, self.name = directory, name
+        try:
+            meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+            self.kind: str = meta["kind"]
+            self.rows: int = meta["rows"]
+            self.types: tuple[str, ...] = tuple(meta["types"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{directory}: the cache is damaged ({type(error).__name__}); delete the folder"
+            ) from None
+
+    @functools.cached_property
+    def _data(self) -> Any:
+        with _as_user_error(f"damaged cache {self.directory}, delete it"):
+            builder: Any = tfds.builder_from_directory(self.directory)
+            data = builder.as_data_source("all")
+            data[0]  # opens the file
+        return data
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        i = operator.index(index)
+        if not -self.rows <= i < self.rows:
+            raise IndexError(f"row {i} of {self.rows} in {self.name}")
+        return {field: _text(value) for field, value in self._data[i % self.rows].items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_data"}
+
+    def __repr__(self) -> str:
+        return f"Prepared({self.directory.name}, kind={self.kind}, rows={self.rows})"
+
+
+class JaxprefitRecords(tfds.core.GeneratorBasedBuilder):
+    """Writes records of one kind, in their order, to ArrayRecord: splits rows0000, rows0001..."""
+
+    VERSION = tfds.core.Version(f"{FORMAT_VERSION}.0.0")
+
+    def __init__(self, kind: Kind, rows: Iterable[Record], parts: list[int], data_dir: str) -> None:
+        self._kind, self._rows, self._parts = kind, rows, parts
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self, features=self._kind.features(), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        keyed = enumerate(self._rows)  # one iterator: TFDS drains the parts one after another
+        return {
+            f"rows{part:04d}": self._generate_examples(keyed, count)
+            for part, count in enumerate(self._parts)
+        }
+
+    def _generate_examples(  # type: ignore[override]
+        self, keyed: Iterator[tuple[int, Record]], count: int
+    ) -> Iterator[tuple[int, Record]]:
+        yield from itertools.islice(keyed, count)
+
+    # TFDS prints these two to stdout whatever the log level.
+    def _log_download_bytes(self) -> None:
+        pass
+
+    def _log_download_done(self) -> None:
+        pass
+
+
+def prepare(source: Source, cache_dir: str | Path, progress: Progress | None = None) -> Prepared:
+    """The source as random-access records, built under ``cache_dir`` unless it stands there.
+
+    The folder is ``cache_dir/NAME-FINGERPRINT``; the fingerprint covers the content and the
+    settings, so a changed file or setting gets a new folder. It appears by one rename when it is
+    complete: a killed build leaves only a hidden folder, and of two processes that build the
+    same one throws its copy away.
+
+    Args:
+      progress: called as ``progress(rows_written, rows)`` now and then. Without it all is quiet.
+
+    Raises:
+      UserError: for a source that is not there or has a malformed row.
+    """
+    where = f"source {source.name!r}"
+    kind = check_settings(where, source.kind, dict(source.columns), source.scheme)
+    content, format, rows = _locate(source, kind, quiet=progress is None)
+    settings = dataclasses.asdict(source) | {"name": "", "path": "", "format": format}
+    identity = json.dumps([FORMAT_VERSION, content, settings], sort_keys=True)
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    safe_name = re.sub(r"[^\w.-]+", "_", source.name, flags=re.ASCII).strip(".")[:80] or "data"
+    final = Path(cache_dir) / f"{safe_name}-{fingerprint}"
+    if not final.is_dir():
+        _build(kind, rows, final, progress)
+    return Prepared(final, source.name)
+
+
+def _build(kind: Kind, rows: Rows, final: Path, progress: Progress | None) -> None:
+    meta, parts = _survey(kind, rows)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final)
+    with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as work:
+        tfds.disable_progress_bar()
+        builder = JaxprefitRecords(kind, _watched(rows(), meta["rows"], progress), parts, work)
+        builder.download_and_prepare(
+            download_dir=os.path.join(work, "downloads"),
+            download_config=tfds.download.DownloadConfig(num_shards=1),
+        )
+        done = Path(str(builder.data_dir))
+        (done / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            os.rename(done, final)
+        except OSError:
+            if not final.is_dir():  # else another process was first, with the same rows
+                raise
+
+
+def _survey(kind: Kind, rows: Rows) -> tuple[dict[str, Any], list[int]]:
+    """What ``meta.json`` says, and the number of rows in each part; validates every row."""
+    types: set[str] = set()
+    parts, size = [0], 0
+    for record in rows():
+        if kind.name == "ner":
+            types |= entity_types(record["tags"])
+        elif kind.name == "labelled":
+            types.add(record["label"])
+        # Four bytes a character at most, and some for the protocol buffer around each text.
+        texts = [[value] if isinstance(value, str) else value for value in record.values()]
+        row_size = sum(4 * len(text) + 16 for text in itertools.chain(*texts))
+        if size and size + row_size > PART_BYTES:
+            parts.append(0)
+            size = 0
+        parts[-1] += 1
+        size += row_size
+    return {"kind": kind.name, "rows": sum(parts), "types": sorted(types)}, parts
+
+
+def _watched(rows: Iterator[Record], total: int, progress: Progress | None) -> Iterator[Record]:
+    done = 0
+    for done, record in enumerate(rows, start=1):
+        if progress and (done % 1000 == 0 or done == total):
+            progress(done, total)
+        yield record  # TFDS does not come back after the last
+    if done < total:
+        raise UserError(f"the data shrank from {total} to {done} rows while it was read; try again")
+
+
+def _sweep(final: Path) -> None:
+    """Deletes what a killed build of the same folder left long ago."""
+    for left in final.parent.glob(f".{final.name}.*"):
+        if time.time() - left.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
+    """(what identifies the content, format, a function that reads the rows)."""
+    if source.tfds:
+        with _as_user_error(f"tfds {source.tfds}"):
+            builder = tfds.builder(
+                source.tfds, data_dir=source.path or None, file_format="array_record"
+            )
+        rows = functools.partial(_tfds_rows, source, kind, builder, quiet)
+        return builder.info.full_name, "tfds", rows
+    if not source.path:
+        raise UserError(f"source {source.name!r}: has neither path nor tfds; give one of them")
+    path = Path(source.path)
+    if os.path.isdir(path):
+        folder = _tfds_folder(path)
+        if folder:
+            with _as_user_error(folder):
+                builder = tfds.builder_from_directory(folder)
+                files = [str(f) for part in builder.info.splits.values() for f in part.filepaths]
+            content = _digest([folder / "features.json", *files])
+            return content, "tfds", functools.partial(_tfds_rows, source, kind, builder, quiet)
+        path = _split_file(path, source.split)
+    columns = dict(source.columns)
+    rows = functools.partial(
+        read,
+        path,
+        kind.name,
+        format=source.format or None,
+        columns=columns,
+        scheme=source.scheme,
+        limit=source.limit,
+    )
+    rows()  # nothing is read yet, but a wrong path or format is told here
+    return _digest([path]), source.format or file_format(path), rows
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    names = sorted(os.listdir(folder))
+    wanted = {f"{split}{suffix}{c}" for suffix in FORMATS for c in ("", *COMPRESSED)}
+    found = [name for name in names if name in wanted]
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
+        raise UserError(f"{folder}: holds {' and '.join(found)}; give the path of one of them")
+    there = ", ".join(names[:10]) or "nothing"
+    raise UserError(
+        f"{folder}: has no file {split}.jsonl, .conll, .csv ... (it holds {there}); "
+        "set the split or give the path of a file"
+    )
+
+
+def _tfds_folder(path: Path) -> Path | None:
+    """The folder of a prepared TFDS dataset: ``path`` itself, or its newest version."""
+    if (path / "dataset_info.json").is_file():
+        return path
+    found = [info.parent for info in path.glob("*/dataset_info.json")]
+    return max(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)], default=None)
+
+
+def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterator[Record]:
+    """Yields the records of a TFDS dataset, which it downloads and prepares if need be."""
+    where = f"tfds {source.tfds}" if source.tfds else source.path
+    columns = {field: field for field in kind.fields} | dict(source.columns)
+    with ExitStack() as stack:
+        stack.enter_context(_as_user_error(where))
+        if source.tfds:
+            if quiet:
+                tfds.disable_progress_bar()
+                stack.enter_context(redirect_stdout(io.StringIO()))
+            builder.download_and_prepare()
+        data = builder.as_data_source(source.split)
+        features = pick(builder.info.features, columns)
+    if not len(data):
+        raise UserError(f"{where}: the split {source.split!r} is empty; give another")
+    for i in range(min(len(data), source.limit or len(data))):
+        try:
+            row = pick(data[i], columns)
+            values = {field: _from_feature(features[field], row[field]) for field in columns}
+            record = make_record(kind, values, source.scheme)
+        except ValueError as error:
+            raise UserError(f"{where}:{i + 1}: {error}") from None
+        yield record
+
+
+def _from_feature(feature: Any, value: Any) -> Any:
+    """A TFDS value as text or a list of text; class indices become their names."""
+    if isinstance(feature, tfds.features.Sequence):
+        return [_from_feature(feature.feature, item) for item in value]
+    if isinstance(feature, tfds.features.ClassLabel):
+        if value < 0:
+            raise ValueError("the row has no class; take another split")
+        return feature.int2str(int(value))
+    return _text(value)
+
+
+def _text(value: Any) -> Any:
+    """``bytes`` as ``str``, an array or list as a list of such, a number as Python's."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return _text(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _digest(paths: Iterable[str | Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check it") from None
+    return digest.hexdigest()
+
+
+@contextmanager
+def _as_user_error(where: object) -> Iterator[None]:
+    """For calls into TFDS, which raises a dozen kinds of error, most of many lines."""
+    try:
+        yield
+    except Exception as error:
+        line = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise UserError(
+            f"{where}: {type(error).__name__}: {line}; "
+            "check the name, the split, the columns, and that the data is array_record"
+        ) from None

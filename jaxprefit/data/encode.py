@@ -1,0 +1,50 @@
+"""Tokenisation and padding. Ids include [CLS] and [SEP] as the tokenizer's own template adds them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tokenizers
+
+
+def encode_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> np.ndarray:
+    """Ids [n <= max_length] int32 of a text; a longer one is cut before its last special token."""
+    return _cut(tokenizer.encode(text).ids, max_length)
+
+
+def encode_words(
+    tokenizer: tokenizers.Tokenizer, words: Sequence[str], max_length: int
+) -> tuple[np.ndarray, list[int]]:
+    """Ids [n <= max_length] of pre-split words, and the position of each word's first sub-word.
+
+    The list of positions ends at the first word that does not start within `max_length`. A word that the tokenizer
+    drops altogether (control characters, say) stands as the unknown token, so that positions and words stay aligned.
+    """
+    encoding = tokenizer.encode(list(words), is_pretokenized=True)
+    present = set(encoding.word_ids)
+    if any(i not in present for i in range(len(words))):
+        unknown = _unknown_token(tokenizer)
+        words = [w if i in present else unknown for i, w in enumerate(words)]
+        encoding = tokenizer.encode(list(words), is_pretokenized=True)
+    first: list[int] = []
+    for position, word in enumerate(encoding.word_ids):
+        if word == len(first) and position < max_length - 1:  # the last place belongs to [SEP]
+            first.append(position)
+    return _cut(encoding.ids, max_length), first
+
+
+def pad_ids(rows: Sequence[np.ndarray], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows padded with `fill` to [B, length] int32, and the mask [B, length] bool of real entries."""
+    ids = np.full((len(rows), length), fill, np.int32)
+    mask = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = True
+    return ids, mask
+
+
+def _cut(ids: list[int], max_length: int) -> np.ndarray:
+    return np.asarray(ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]], np.int32)
+
+
+def _unknown_token(tokenizer: tokenizers.Tokenizer) -> str:
+    return getattr(tokenizer.model, "unk_token", None) or "[UNK]"

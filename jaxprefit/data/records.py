@@ -1,0 +1,221 @@
+"""The three kinds of record that the package learns from, and what makes one valid.
+
+A record is a plain ``dict``:
+
+* ``ner``: ``{"tokens": [str, ...], "tags": [str, ...]}``, the tags strictly IOB2;
+* ``pairs``: ``{"a": str, "b": str}``, two texts that belong together;
+* ``labelled``: ``{"text": str, "label": str}``.
+
+Every ``ValueError`` from here says in one line what is wrong and what to do; who knows the file
+and the line puts them in front.
+"""
+
+import difflib
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from jaxprefit.errors import UserError
+
+Record = dict[str, Any]
+Columns = Mapping[str, str | int]  # field of a record -> name or index of its column
+
+# For each tagging scheme, the letters it writes and what each means: (B)egin, (I)nside, (E)nd,
+# (S)ingle. "O" stands outside the table, since it has no type.
+_IOB = {"B": "B", "I": "I"}
+_IOBES = {"B": "B", "I": "I", "E": "E", "S": "S"}
+_BILOU = {"B": "B", "I": "I", "L": "E", "U": "S"}
+SCHEMES = {"iob1": _IOB, "iob2": _IOB, "iobes": _IOBES, "bioes": _IOBES, "bilou": _BILOU}
+
+
+def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
+    """The same entities tagged as IOB2; ``ValueError`` if ``tags`` are not in ``scheme``.
+
+    ``scheme`` is a key of ``SCHEMES``. All but IOB1 are read strictly: an entity has to begin
+    with B (or S), and in IOBES and BILOU it has to end with E (or L), because tags that break
+    these rules mostly mean that the scheme is another one.
+    """
+    letters = SCHEMES.get(scheme)
+    if letters is None:
+        raise ValueError(f"unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    must_close = "E" in letters.values()
+    out: list[str] = []
+    inside = ""  # the type of the entity that the next tag may continue
+    for i, tag in enumerate(tags):
+        letter, type_name = _split(tag, letters)
+        if not letter:
+            raise ValueError(
+                f"tag {i} {reprlib.repr(tag)} is not in the scheme {scheme}; "
+                f"use O or one of {', '.join(letters)} with -TYPE, or set the scheme"
+            )
+        continues = letter in "IE" and type_name == inside
+        if letter in "IE" and not continues and scheme != "iob1":
+            raise ValueError(
+                f"tag {i} {reprlib.repr(tag)} does not continue an entity of its type; "
+                f"begin the entity with B, or set the scheme if the tags are not {scheme}"
+            )
+        if must_close and inside and not continues:
+            raise ValueError(_unclosed(i - 1, inside, scheme))
+        out.append("O" if letter == "O" else f"{'I' if continues else 'B'}-{type_name}")
+        inside = type_name if letter in "BI" else ""
+    if must_close and inside:
+        raise ValueError(_unclosed(len(out) - 1, inside, scheme))
+    return out
+
+
+def _split(tag: str, letters: Mapping[str, str]) -> tuple[str, str]:
+    """``"B-PER"`` -> ``("B", "PER")``; an empty letter if the tag is malformed."""
+    if tag == "O":
+        return "O", ""
+    letter, _, type_name = tag.partition("-")
+    return (letters.get(letter, ""), type_name) if type_name.strip() else ("", "")
+
+
+def _unclosed(i: int, type_name: str, scheme: str) -> str:
+    return (
+        f"the entity {reprlib.repr(type_name)} is not closed at tag {i}; "
+        f"end it as {scheme} does, or set the scheme"
+    )
+
+
+def entity_types(tags: Iterable[str]) -> set[str]:
+    """The type names in IOB2 tags: ``{"PER"}`` for ``["B-PER", "I-PER", "O"]``."""
+    return {tag[2:] for tag in tags if tag != "O"}
+
+
+def _check_text(value: object, field: str) -> None:
+    if not isinstance(value, str):
+        raise ValueError(f"{field!r} is {_type_of(value)}, not text; give a string")
+    if not value.strip():
+        raise ValueError(f"{field!r} is blank; fill it in or delete the row")
+    _check_unicode(value, field)
+
+
+def _check_unicode(text: str, field: str) -> None:
+    try:  # JSON can spell half of a surrogate pair, which no UTF-8 file can hold
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{field!r} has a lone surrogate at character {error.start}; write it as UTF-8"
+        ) from None
+
+
+def _type_of(value: object) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+def _validate_ner(record: Record) -> None:
+    for field in ("tokens", "tags"):
+        value = record.get(field)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            what = "a list with other things than text" if isinstance(value, list) else None
+            raise ValueError(f"{field!r} is {what or _type_of(value)}; give a list of strings")
+    tokens, tags = record["tokens"], record["tags"]
+    if len(tokens) != len(tags):
+        raise ValueError(f"{len(tokens)} tokens but {len(tags)} tags; give one tag a token")
+    if not tokens:
+        raise ValueError("the sentence has no tokens; delete the row")
+    for i, token in enumerate(tokens):
+        if not token.strip():
+            raise ValueError(f"token {i} is blank; delete it and its tag")
+    _check_unicode(" ".join(tokens), "tokens")
+    _check_unicode(" ".join(tags), "tags")
+    to_iob2(tags, "iob2")
+
+
+def _validate_pairs(record: Record) -> None:
+    _check_text(record.get("a"), "a")
+    _check_text(record.get("b"), "b")
+
+
+def _validate_labelled(record: Record) -> None:
+    _check_text(record.get("text"), "text")
+    _check_text(record.get("label"), "label")
+
+
+def _lists_of_text(*fields: str) -> Callable[[], Any]:
+    def features() -> Any:
+        import tensorflow_datasets as tfds  # slow to import, and only the builder needs it
+
+        sequences = {name: tfds.features.Sequence(tfds.features.Text()) for name in fields}
+        return tfds.features.FeaturesDict(sequences)
+
+    return features
+
+
+def _texts(*fields: str) -> Callable[[], Any]:
+    def features() -> Any:
+        import tensorflow_datasets as tfds  # as above
+
+        return tfds.features.FeaturesDict({name: tfds.features.Text() for name in fields})
+
+    return features
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of record: its fields, its check, and its ``tfds.features.FeaturesDict``.
+
+    ``validate(record)`` returns nothing or raises ``ValueError``.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    validate: Callable[[Record], None]
+    features: Callable[[], Any]
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("ner", ("tokens", "tags"), _validate_ner, _lists_of_text("tokens", "tags")),
+        Kind("pairs", ("a", "b"), _validate_pairs, _texts("a", "b")),
+        Kind("labelled", ("text", "label"), _validate_labelled, _texts("text", "label")),
+    )
+}
+
+
+def check_settings(where: object, kind: str, columns: Columns, scheme: str) -> Kind:
+    """The ``Kind``, or ``UserError`` for a kind, field or scheme that does not exist."""
+    if kind not in KINDS:
+        raise UserError(f"{where}: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
+    if scheme not in SCHEMES:
+        raise UserError(f"{where}: unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    for field in columns:
+        if field not in KINDS[kind].fields:
+            known = " and ".join(KINDS[kind].fields)
+            raise UserError(f"{where}: {kind} has no field {field!r}; map columns to {known}")
+    return KINDS[kind]
+
+
+def pick(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Field -> value of its column; ``ValueError`` names what is there and what is nearest."""
+    try:
+        return {field: row[column] for field, column in columns.items()}  # type: ignore[index]
+    except KeyError as error:
+        missing = str(error.args[0])
+    there = [str(name)[:100] for name in islice(row, 1000)]  # difflib is slow on very many
+    near = difflib.get_close_matches(missing, there, n=1, cutoff=0.5)
+    hint = f"did you mean {reprlib.repr(near[0])}? " if near else ""
+    shown = ", ".join(map(reprlib.repr, there[:10])) + (", ..." if len(there) > 10 else "")
+    raise ValueError(
+        f"no column {reprlib.repr(missing)} among {shown or 'none'}; {hint}map the columns"
+    )
+
+
+def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> Record:
+    """A valid record from what a file gave for its fields, or ``ValueError``.
+
+    A whole number as a label becomes text, and tags of another ``scheme`` become IOB2.
+    """
+    record = dict(values)
+    label = record.get("label")
+    if isinstance(label, int) and not isinstance(label, bool):
+        record["label"] = str(label)
+    tags = record.get("tags")
+    if scheme != "iob2" and isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        record["tags"] = to_iob2(tags, scheme)
+    kind.validate(record)
+    return record

@@ -1,0 +1,132 @@
+"""How a config names its data: one short string per source.
+
+    ner_pf/wikineural_en                         a folder under data.root with train.jsonl.xz (or another format)
+    my/notes.conll?scheme=iob1&tokens=0&tags=3   a file, with its tagging scheme and column choice
+    my/pairs.csv?a=question&b=answer             columns by header name
+    my/prepared_tfds_folder                      a directory that TFDS prepared
+    tfds:conll2003?tags=ner                      a TFDS name (downloaded by TFDS)
+    generated:ner?rows=4000&seed=1               generated text (`data.synthetic`), no download
+
+Options for all: split, limit (first rows only), format, scheme, and FIELD=COLUMN for the record's fields.
+"""
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import tempfile
+import urllib.parse
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from jaxprefit.data import builders, synthetic
+from jaxprefit.data.records import KINDS
+from jaxprefit.errors import UserError
+
+_OPTIONS = ("split", "limit", "format", "scheme")
+_GENERATED = {"ner": synthetic.ner_records, "pairs": synthetic.pairs, "labelled": synthetic.labelled_records}
+
+
+def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit: int = 0) -> builders.Prepared:
+    """The source that `text` names, as records of `kind` behind random access, built under `cache` if need be.
+
+    `split` and `limit` are defaults that the text's own options override. Raises UserError for an option that does
+    not exist, and whatever mistake is in the data.
+    """
+    address, options = _parse(text, kind)
+    if address.startswith("generated:"):
+        return _generated(text, address.removeprefix("generated:"), kind, options, cache, split)
+    source = builders.Source(
+        name=address,
+        kind=kind,
+        tfds=address.removeprefix("tfds:") if address.startswith("tfds:") else "",
+        path="" if address.startswith("tfds:") else _under(root, address),
+        split=options.pop("split", split) or "train",
+        limit=_integer(text, options, "limit", limit),
+        format=options.pop("format", ""),
+        scheme=options.pop("scheme", "iob2"),
+        columns=tuple((f, int(c) if c.lstrip("-").isdigit() else c) for f, c in sorted(options.items())),
+    )
+    with _progress(address) as callback:
+        return builders.prepare(source, cache, callback)
+
+
+def has_split(text: str, root: str, split: str) -> bool:
+    """Whether a folder named by `text` holds a file of that split."""
+    address = text.partition("?")[0]
+    folder = pathlib.Path(_under(root, address))
+    return folder.is_dir() and any(p.name.startswith(f"{split}.") for p in folder.iterdir())
+
+
+def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
+    address, _, query = text.partition("?")
+    known = [*_OPTIONS, *KINDS[kind].fields]
+    if address.startswith("generated:"):
+        known = ["rows", "seed", "held_out", "split"]
+    options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise UserError(f"source '{text}': option '{key}' is unknown; {hint}")
+    return address, options
+
+
+def _under(root: str, address: str) -> str:
+    """`address` under the data root where it is there, else as it stands."""
+    inside = pathlib.Path(root, address)
+    return str(inside) if root and (inside.exists() or not pathlib.Path(address).exists()) else address
+
+
+def _integer(text: str, options: dict[str, str], key: str, default: int) -> int:
+    value = options.pop(key, str(default))
+    if not value.isdigit():
+        raise UserError(f"source '{text}': {key} must be a whole number, not '{value}'")
+    return int(value)
+
+
+def _generated(
+    text: str, what: str, kind: str, options: dict[str, str], cache: str, split: str
+) -> builders.Prepared:
+    """Generated records, written to a file once and then read like any other source."""
+    if what != kind:
+        raise UserError(f"source '{text}' gives '{what}' records where '{kind}' records are needed")
+    rows, seed = _integer(text, options, "rows", 2000), _integer(text, options, "seed", 0)
+    held_out = bool(_integer(text, options, "held_out", 0))
+    # Splits differ by their seed; nothing else is promised of generated text.
+    seed += {"": 0, "train": 0, "dev": 1000, "test": 2000}[options.pop("split", split)]
+    file = pathlib.Path(cache, f"generated_{kind}_{rows}_{seed}_{int(held_out)}.jsonl")
+    lines = "".join(json.dumps(r) + "\n" for r in _GENERATED[kind](rows, seed, held_out))
+    if not file.exists() or file.read_text() != lines:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as f:
+            f.write(lines)
+        os.replace(f.name, file)
+    return builders.prepare(builders.Source(name=f"generated_{kind}", kind=kind, path=str(file)), cache)
+
+
+@dataclasses.dataclass
+class _progress:
+    """A progress bar for building a cache, shown only on a terminal and only once rows are written."""
+
+    name: str
+    bar: rich.progress.Progress | None = None
+    task: Any = None
+
+    def __enter__(self) -> Any:
+        return self.update
+
+    def update(self, done: int, total: int) -> None:
+        if self.bar is None:
+            console = rich.console.Console(stderr=True)
+            self.bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
+            self.bar.start()
+            self.task = self.bar.add_task(f"reading {self.name}", total=total)
+        self.bar.update(self.task, completed=done)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

@@ -1,0 +1,190 @@
+"""The encoder: a post-LayerNorm BERT-family Transformer in Flax Linen.
+
+It knows nothing of tasks. One class serves BERT, MiniLM, TinyBERT (token types) and DistilBERT (none). Adapters
+live in a variable collection of their own:
+
+    encoder.apply({'params': backbone}, ids, mask)                   # the base model
+    encoder.apply({'params': backbone, 'lora': adapter}, ids, mask)  # the same with an adapter
+
+Attention-probability dropout is not implemented: fused attention kernels do not have it. Hidden dropout is.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+LINEAR_MAPS = ("query", "key", "value", "attention_output", "intermediate", "output")
+"""The six linear maps of a layer, by their names in the parameter tree."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Shape and arithmetic of an encoder."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 384
+    num_layers: int = 6
+    num_heads: int = 12
+    intermediate_size: int = 1536
+    max_positions: int = 512
+    type_vocab_size: int = 2  # 0: no token types (DistilBERT)
+    activation: str = "gelu"  # 'gelu' is the exact erf form, 'gelu_tanh' the approximation
+    norm_eps: float = 1e-12
+    hidden_dropout: float = 0.0  # active only in a call with deterministic=False
+    dtype: str = "float32"  # of the computation; parameters are always float32
+    architecture: str = "bert"  # 'bert' or 'distilbert': names in a Hugging Face file, nothing else
+
+    def map_shape(self, name: str) -> tuple[int, int]:
+        """(in, out) of the linear map `name`."""
+        d, f = self.hidden_size, self.intermediate_size
+        return {"intermediate": (d, f), "output": (f, d)}.get(name, (d, d))
+
+
+class Linear(nn.Module):
+    """x @ kernel + bias, plus scale * (x @ a) @ b where the `lora` collection holds an adapter for this map."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, lora_dropout: float = 0.0, deterministic: bool = True) -> jax.Array:
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+        if self.has_variable("lora", "a"):
+            a, b = (self.get_variable("lora", n).astype(self.dtype) for n in ("a", "b"))
+            # alpha / rank: an array, so that adapters of different rank swap without recompiling, but never trained.
+            scale = jax.lax.stop_gradient(self.get_variable("lora", "scale")).astype(self.dtype)
+            z = nn.Dropout(lora_dropout)(x, deterministic=deterministic)
+            # Unmerged on purpose: merging inside a loss would compute the dense gradient of the kernel.
+            y = y + ((z @ a) @ b) * scale
+        return y
+
+
+class Layer(nn.Module):
+    """One Transformer layer: self-attention and feed-forward, each followed by residual and LayerNorm."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(
+        self, hidden: jax.Array, mask: jax.Array, lora_dropout: float = 0.0, deterministic: bool = True
+    ) -> jax.Array:
+        cfg = self.config
+        dtype = jnp.dtype(cfg.dtype)
+        batch, length, dim = hidden.shape
+        dropout = nn.Dropout(cfg.hidden_dropout, deterministic=deterministic)
+
+        def linear(name: str, x: jax.Array) -> jax.Array:
+            return Linear(cfg.map_shape(name)[1], dtype, name=name)(x, lora_dropout, deterministic)
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            # Statistics in float32 whatever the compute dtype.
+            y = nn.LayerNorm(cfg.norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name)(x)
+            return y.astype(dtype)
+
+        heads = (batch, length, cfg.num_heads, dim // cfg.num_heads)
+        query, key, value = (linear(n, hidden).reshape(heads) for n in ("query", "key", "value"))
+        context = jax.nn.dot_product_attention(query, key, value, mask=mask.astype(bool)[:, None, None, :])
+        attended = linear("attention_output", context.reshape(batch, length, dim))
+        hidden = norm("attention_norm", hidden + dropout(attended))
+
+        gelu = functools.partial(nn.gelu, approximate=cfg.activation == "gelu_tanh")
+        output = linear("output", gelu(linear("intermediate", hidden)))
+        return norm("output_norm", hidden + dropout(output))
+
+
+class Embeddings(nn.Module):
+    """Word + position (+ token type) embeddings, LayerNorm, dropout."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, token_types: jax.Array | None, deterministic: bool) -> jax.Array:
+        cfg = self.config
+
+        def table(name: str, size: int) -> nn.Embed:
+            return nn.Embed(size, cfg.hidden_size, embedding_init=nn.initializers.normal(0.02), name=name)
+
+        x = table("word", cfg.vocab_size)(input_ids)
+        x = x + table("position", cfg.max_positions)(jnp.arange(input_ids.shape[1]))[None]
+        if cfg.type_vocab_size:
+            types = jnp.zeros_like(input_ids) if token_types is None else token_types
+            x = x + table("token_type", cfg.type_vocab_size)(types)
+        x = nn.LayerNorm(cfg.norm_eps, dtype=jnp.float32, use_fast_variance=False, name="norm")(x)
+        return nn.Dropout(cfg.hidden_dropout, deterministic=deterministic)(x).astype(cfg.dtype)
+
+
+class Encoder(nn.Module):
+    """Token ids to hidden states.
+
+    All methods take `mask` [B, L], 1 or True at real tokens. Hidden states are [B, L, D] in the compute dtype.
+    """
+
+    config: EncoderConfig
+
+    def setup(self) -> None:
+        self.embeddings = Embeddings(self.config)
+        self.layer = [Layer(self.config) for _ in range(self.config.num_layers)]
+
+    def __call__(
+        self,
+        input_ids: jax.Array,
+        mask: jax.Array,
+        token_types: jax.Array | None = None,
+        *,
+        all_hidden: bool = False,
+        lora_dropout: float = 0.0,
+        deterministic: bool = True,
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """The last hidden state [B, L, D], or with `all_hidden` the tuple (embeddings, layer 1, ..., layer N)."""
+        states = [self.embeddings(input_ids, token_types, deterministic)]
+        for layer in self.layer:
+            states.append(layer(states[-1], mask, lora_dropout, deterministic))
+        return tuple(states) if all_hidden else states[-1]
+
+    def trunk(
+        self,
+        input_ids: jax.Array,
+        mask: jax.Array,
+        token_types: jax.Array | None = None,
+        *,
+        layer: int,
+        lora_dropout: float = 0.0,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Hidden state after the first `layer` layers."""
+        hidden = self.embeddings(input_ids, token_types, deterministic)
+        for block in self.layer[:layer]:
+            hidden = block(hidden, mask, lora_dropout, deterministic)
+        return hidden
+
+    def top(
+        self,
+        hidden: jax.Array,
+        mask: jax.Array,
+        *,
+        layer: int,
+        lora_dropout: float = 0.0,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Last hidden state from `hidden`, the output of `trunk` at the same `layer`."""
+        for block in self.layer[layer:]:
+            hidden = block(hidden, mask, lora_dropout, deterministic)
+        return hidden
+
+
+def init_backbone(config: EncoderConfig, key: jax.Array) -> dict:
+    """A randomly initialised parameter tree (normal 0.02, as BERT)."""
+    ids = jnp.zeros((1, 2), jnp.int32)
+    return Encoder(config).init(key, ids, jnp.ones((1, 2), bool))["params"]
+
+
+def mean_pool(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `hidden` [B, L, D] over the real tokens of `mask` [B, L], in float32: [B, D]."""
+    weights = mask.astype(jnp.float32)[..., None]
+    return (hidden.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)

@@ -1,0 +1,9 @@
+"""Task families, by name."""
+
+from jaxprefit.families.base import Family, useful_tokens
+from jaxprefit.families.classification import ClassificationFamily
+from jaxprefit.families.ner import NerFamily
+
+FAMILIES: dict[str, type[Family]] = {f.name: f for f in (NerFamily, ClassificationFamily)}
+
+__all__ = ["FAMILIES", "ClassificationFamily", "Family", "NerFamily", "useful_tokens"]

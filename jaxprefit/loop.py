@@ -1,0 +1,159 @@
+"""The training loop: progress, `metrics.jsonl`, periodic checkpoints, exact resume, a stop on non-finite loss."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+
+from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.errors import UserError
+from jaxprefit.sharding import put_batch
+from jaxprefit.train import TrainState
+
+Step = Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long, and what is written when."""
+
+    steps: int
+    checkpoint_every: int = 100  # steps; the last step is always saved
+    log_every: int = 1  # steps between lines of metrics.jsonl
+
+
+def run(
+    step_fn: Step,
+    state: TrainState,
+    streams: Mapping[str, Any],
+    mesh: jax.sharding.Mesh,
+    workdir: pathlib.Path,
+    cfg: LoopConfig,
+    save: Callable[[TrainState, dict], None],
+) -> TrainState:
+    """Trains from `state.step` to `cfg.steps`. `streams` are Grain iterators, `save(state, data_positions)` writes a
+    checkpoint.
+
+    The metrics of step n are read while step n + 1 runs, so the host never blocks the device; before a checkpoint
+    they are read at once, so that a non-finite loss is never saved. Raises UserError naming the step at which a loss
+    is not finite; the last good checkpoint stays.
+    """
+    start = int(state.step)
+    with MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every) as writer, _progress(list(streams)) as bar:
+        task = bar.add_task("", total=cfg.steps, completed=start, losses="", rate="")
+        pending: tuple[int, dict] | None = None
+
+        def flush() -> None:
+            nonlocal pending
+            if pending is None:
+                return
+            number, metrics = pending
+            pending = None
+            line = writer.write(number, metrics)
+            losses = "  ".join(f"{n} {line[f'loss/{n}']:.4f}" for n in streams)
+            bar.update(task, completed=number, losses=losses, rate=f"{line['tokens_per_s']:,.0f} tokens/s")
+
+        for number in range(start + 1, cfg.steps + 1):
+            batches = {name: put_batch(mesh, next(stream)) for name, stream in streams.items()}
+            state, metrics = step_fn(state, batches)
+            flush()
+            pending = number, metrics
+            if number % cfg.checkpoint_every == 0 or number == cfg.steps:
+                flush()
+                writer.sync()
+                save(state, positions(streams))
+        flush()
+    return state
+
+
+def positions(streams: Mapping[str, Any]) -> dict[str, Any]:
+    """Where each family's stream stands, as JSON."""
+    return {name: stream.get_state() for name, stream in streams.items()}
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl`, after dropping lines past `start`: what a resumed run will write again."""
+
+    def __init__(self, path: pathlib.Path, start: int, every: int):
+        self.every, self.clock = every, time.perf_counter()
+        kept = _lines_up_to(path, start)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self.file = path.open("a")
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, number: int, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
+        """Reads the metrics of step `number` from the device, writes their line, returns it."""
+        values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
+        bad = [k for k, v in values.items() if k.startswith(("loss/", "gradient_norm/")) and not np.isfinite(v)]
+        if bad:
+            raise UserError(
+                f"step {number}: {', '.join(sorted(bad))} is not finite; the last checkpoint is kept. "
+                "Lower the learning rate or look at this step's batch"
+            )
+        now = time.perf_counter()
+        seconds, self.clock = now - self.clock, now
+        tokens = sum(int(v) for k, v in values.items() if k.startswith("tokens/"))
+        line: dict[str, Any] = {"step": number, **{k: v.tolist() for k, v in sorted(values.items())}}
+        line |= {"seconds": round(seconds, 4), "tokens_per_s": round(tokens / max(seconds, 1e-9), 1)}
+        if number % self.every == 0:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        return line
+
+    def sync(self) -> None:
+        """Makes sure that what was written survives a crash of the machine."""
+        os.fsync(self.file.fileno())
+
+
+def _lines_up_to(path: pathlib.Path, step: int) -> list[str]:
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):  # the line that was being written when the process was killed
+            break
+    return kept
+
+
+def resume(checkpoints: Checkpoints, fresh: TrainState, streams: Mapping[str, Any], config: Mapping) -> TrainState:
+    """The latest checkpoint's state with `streams` moved to its position, or `fresh` where there is none."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return fresh
+    state, saved = checkpoints.restore(latest, fresh, config)
+    for name, stream in streams.items():
+        stream.set_state(saved[name])
+    return state
+
+
+def _progress(names: list[str]) -> rich.progress.Progress:
+    console = rich.console.Console(stderr=True)
+    return rich.progress.Progress(
+        rich.progress.TextColumn("step {task.completed}/{task.total}"),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[losses]}  {task.fields[rate]}"),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("ETA"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        # A log file gets no animation.
+        disable=not console.is_terminal,
+    )

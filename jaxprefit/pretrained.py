@@ -1,0 +1,274 @@
+"""Encoders and tokenizers in and out of Hugging Face's format. Nothing is ever unpickled.
+
+A directory holds `config.json`, `model.safetensors` and `tokenizer.json` (or `vocab.txt`). Keys may carry the
+`bert.` / `distilbert.` prefix, tensors may be float16, bfloat16 or float32; in memory everything is float32.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import tempfile
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+import tokenizers
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxprefit.encoder import EncoderConfig
+from jaxprefit.errors import UserError
+
+# Ours -> theirs, for what stands before `.weight` / `.bias`.
+_EMBEDDINGS = {
+    "word": "word_embeddings",
+    "position": "position_embeddings",
+    "token_type": "token_type_embeddings",
+    "norm": "LayerNorm",
+}
+_LAYERS = {
+    "bert": {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "attention_output": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        "intermediate": "intermediate.dense",
+        "output": "output.dense",
+        "output_norm": "output.LayerNorm",
+    },
+    "distilbert": {
+        "query": "attention.q_lin",
+        "key": "attention.k_lin",
+        "value": "attention.v_lin",
+        "attention_output": "attention.out_lin",
+        "attention_norm": "sa_layer_norm",
+        "intermediate": "ffn.lin1",
+        "output": "ffn.lin2",
+        "output_norm": "output_layer_norm",
+    },
+}
+_STACK = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
+# Tensors a file may hold beside the encoder: the pooler, heads of the pre-training, a buffer of old versions.
+_BESIDE = re.compile(r"^(pooler\.|cls\.|classifier\.|pre_classifier\.|vocab_|qa_outputs\.|embeddings\.position_ids$)")
+_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """An encoder as read from disk."""
+
+    config: EncoderConfig
+    params: dict  # the backbone tree, float32 NumPy
+    tokenizer: tokenizers.Tokenizer
+
+
+def load_pretrained(path: str | os.PathLike) -> Pretrained:
+    """Reads a Hugging Face directory, or a hub name such as 'sentence-transformers/all-MiniLM-L6-v2'.
+
+    Raises UserError naming every missing, surplus and misshapen tensor at once, or the file that cannot be read.
+    """
+    folder = _resolve(path)
+    config = read_config(folder / "config.json")
+    return Pretrained(config, _read_weights(folder, config), read_tokenizer(folder))
+
+
+def save_pretrained(
+    path: str | os.PathLike, config: EncoderConfig, params: dict, tokenizer: tokenizers.Tokenizer
+) -> None:
+    """Writes `config.json`, `model.safetensors` and `tokenizer.json`; all of them or none."""
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not an empty directory; choose another path to export to")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = _hf_names(config)
+    tensors = {
+        names[p]: np.ascontiguousarray(_transposed(p, np.asarray(leaf, np.float32)))
+        for p, leaf in flatten_dict(params, sep="/").items()
+    }
+    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    temporary.chmod(0o755)
+    safetensors.numpy.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "config.json").write_text(json.dumps(_hf_config(config), indent=2) + "\n")
+    tokenizer.save(str(temporary / "tokenizer.json"))
+    os.replace(temporary, path)
+
+
+def read_config(file: pathlib.Path) -> EncoderConfig:
+    """EncoderConfig from a Hugging Face `config.json`."""
+    c = _read_json(file)
+    kind = c.get("model_type", "bert")
+    if kind not in _LAYERS:
+        raise UserError(f"{file}: model_type is '{kind}'; supported are {', '.join(_LAYERS)}")
+    theirs = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
+    if kind == "bert":
+        theirs |= {"hidden_size": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
+        theirs |= {"intermediate_size": "intermediate_size"}
+        rest = {"type_vocab_size": c.get("type_vocab_size", 2), "norm_eps": c.get("layer_norm_eps", 1e-12)}
+        activation, dropout = c.get("hidden_act", "gelu"), c.get("hidden_dropout_prob", 0.1)
+    else:
+        theirs |= {"hidden_size": "dim", "num_layers": "n_layers", "num_heads": "n_heads"}
+        theirs |= {"intermediate_size": "hidden_dim"}
+        rest = {"type_vocab_size": 0, "norm_eps": 1e-12}
+        activation, dropout = c.get("activation", "gelu"), c.get("dropout", 0.1)
+    wrong = [key for key in theirs.values() if not isinstance(c.get(key), int) or c[key] < 1]
+    if wrong:
+        raise UserError(f"{file}: {', '.join(wrong)} must be given as positive integers")
+    if activation not in _ACTIVATIONS:
+        raise UserError(f"{file}: activation '{activation}'; supported are {', '.join(_ACTIVATIONS)}")
+    if c.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{file}: position_embedding_type '{c['position_embedding_type']}'; only 'absolute' is supported")
+    sizes = {ours: c[key] for ours, key in theirs.items()}
+    if sizes["hidden_size"] % sizes["num_heads"]:
+        raise UserError(f"{file}: hidden size {sizes['hidden_size']} is not divisible by {sizes['num_heads']} heads")
+    return EncoderConfig(
+        **sizes, **rest, activation=_ACTIVATIONS[activation], hidden_dropout=float(dropout), architecture=kind
+    )
+
+
+def read_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a directory, with the file's own padding and truncation switched off."""
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        elif (folder / "vocab.txt").is_file():
+            settings = folder / "tokenizer_config.json"
+            lower = _read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+            tokenizer = tokenizers.Tokenizer.from_str(
+                tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower).to_str()
+            )
+        else:
+            raise UserError(f"{folder} holds neither tokenizer.json nor vocab.txt; add one of them")
+    except UserError:
+        raise
+    except Exception as e:  # the library raises bare Exception
+        raise UserError(f"{folder}: the tokenizer cannot be read ({_one_line(e)})") from e
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _resolve(path: str | os.PathLike) -> pathlib.Path:
+    folder = pathlib.Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give the directory that holds config.json and model.safetensors")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        raise UserError(f"{path}: no such directory, and not a hub name of the form owner/name")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"{path}: no such directory; to fetch it from the hub install the extra: pip install 'jaxprefit[hub]'"
+        ) from None
+    wanted = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
+    except Exception as e:  # many kinds: offline, unknown name, no permission
+        raise UserError(f"{path}: no such directory, and the hub did not give it ({_one_line(e)})") from e
+
+
+def _read_weights(folder: pathlib.Path, config: EncoderConfig) -> dict:
+    file = folder / "model.safetensors"
+    if not file.is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+            raise UserError(
+                f"{folder} holds only pickled weights, which are never loaded; "
+                "convert them first: AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
+            )
+        raise UserError(f"{file}: no such file")
+    try:
+        # The 'flax' reader knows bfloat16, NumPy does not; device_get brings the arrays back to the host.
+        with safetensors.safe_open(file, "flax") as f:
+            raw = {k: f.get_tensor(k) for k in f.keys()}
+    except Exception as e:
+        raise UserError(f"{file}: not a readable safetensors file ({_one_line(e)}); fetch it again") from e
+    found = {}
+    for key, tensor in raw.items():
+        key = re.sub(rf"^{config.architecture}\.", "", key)
+        key = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key))
+        if not _BESIDE.match(key):
+            found[key] = tensor
+    names, shapes = _hf_names(config), tree_shapes(config)
+    missing = sorted(set(names.values()) - set(found))
+    surplus = sorted(set(found) - set(names.values()))
+    wrong = []
+    flat = {}
+    for path, key in names.items():
+        if key in found:
+            value = _transposed(path, np.asarray(jax.device_get(found[key]), np.float32))
+            flat[path] = value
+            if value.shape != shapes[path]:
+                here, want = found[key].shape, _transposed(path, np.empty(shapes[path], bool)).shape
+                wrong.append(f"{key} {tuple(here)} (config.json says {tuple(want)})")
+    problems = [
+        f"{what}: {', '.join(keys)}" for what, keys in
+        (("missing", missing), ("surplus", surplus), ("misshapen", wrong)) if keys
+    ]  # fmt: skip
+    if problems:
+        raise UserError(f"{file} does not fit its config.json; {'; '.join(problems)}")
+    return unflatten_dict(flat, sep="/")
+
+
+def tree_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every backbone parameter, by slash-joined path."""
+    from jaxprefit.encoder import init_backbone
+
+    tree = jax.eval_shape(lambda: init_backbone(config, jax.random.key(0)))
+    return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def _hf_names(config: EncoderConfig) -> dict[str, str]:
+    """Our path -> Hugging Face key, for every parameter."""
+    names = {}
+    for path in tree_shapes(config):
+        block, module, leaf = path.split("/")
+        ending = "bias" if leaf == "bias" else "weight"
+        if block == "embeddings":
+            names[path] = f"embeddings.{_EMBEDDINGS[module]}.{ending}"
+        else:
+            index = block.removeprefix("layer_")
+            names[path] = f"{_STACK[config.architecture]}.{index}.{_LAYERS[config.architecture][module]}.{ending}"
+    return names
+
+
+def _transposed(path: str, array: np.ndarray) -> np.ndarray:
+    """Kernels are [in, out] here and [out, in] there; its own inverse."""
+    return array.T if path.endswith("/kernel") else array
+
+
+def _hf_config(config: EncoderConfig) -> dict:
+    act = {"gelu": "gelu", "gelu_tanh": "gelu_new"}[config.activation]
+    common = {"vocab_size": config.vocab_size, "max_position_embeddings": config.max_positions, "pad_token_id": 0}
+    if config.architecture == "distilbert":
+        return common | {
+            "architectures": ["DistilBertModel"], "model_type": "distilbert", "dim": config.hidden_size,
+            "n_layers": config.num_layers, "n_heads": config.num_heads, "hidden_dim": config.intermediate_size,
+            "activation": act, "dropout": config.hidden_dropout, "attention_dropout": 0.0,
+        }  # fmt: skip
+    return common | {
+        "architectures": ["BertModel"], "model_type": "bert", "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+        "intermediate_size": config.intermediate_size, "hidden_act": act, "type_vocab_size": config.type_vocab_size,
+        "layer_norm_eps": config.norm_eps, "hidden_dropout_prob": config.hidden_dropout,
+        "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+
+
+def _read_json(file: pathlib.Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{file}: {e.strerror or e}") from e
+    except ValueError as e:
+        raise UserError(f"{file}: not JSON ({_one_line(e)})") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: expected a JSON object")
+    return content
+
+
+def _one_line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:200]

@@ -1,0 +1,175 @@
+"""The train state, per-family gradients, and the one jitted step.
+
+    per-family loss -> per-family clipped gradients -> Gram matrices per block -> weights -> combined update
+
+Each family has its own batch, so keeping the families' gradients apart costs no extra arithmetic.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxprefit import lora as lora_lib
+from jaxprefit import optim, surgery
+from jaxprefit.conflict import gram as gram_lib
+from jaxprefit.encoder import Encoder
+from jaxprefit.families import Family, useful_tokens
+from jaxprefit.pretrained import Pretrained
+from jaxprefit.sharding import replicated
+from jaxprefit.strategies import Strategy
+
+Params = dict[str, Any]
+"""{'backbone': ..., 'lora': {adapter: ...}, 'head': {family: ...}}"""
+
+
+class TrainState(NamedTuple):
+    """All that a step changes."""
+
+    step: jax.Array  # [] int32, number of steps done
+    params: dict[str, jax.Array]  # flat, by slash-joined path
+    opt_state: optax.OptState
+
+
+class Setup(NamedTuple):
+    """All that a step is made from and does not change."""
+
+    encoder: Encoder
+    families: Mapping[str, Family]  # those the strategy trains
+    strategy: Strategy
+    weights: Mapping[str, float]  # static loss weight per family
+    lora_dropout: float = 0.0
+
+
+def init_params(
+    strategy: Strategy,
+    families: Mapping[str, Family],
+    start: Pretrained,
+    spec: lora_lib.LoraSpec,
+    key: jax.Array,
+) -> Params:
+    """The parameter tree of a strategy: the start encoder, fresh adapters, fresh heads. Float32."""
+    lora_key, head_key = jax.random.split(key)
+    # One key per name, so that a family's head starts alike under every strategy.
+    index = {name: i for i, name in enumerate(sorted({*families, *strategy.adapters}))}
+    return {
+        "backbone": jax.tree.map(jnp.asarray, start.params),
+        "lora": {
+            a: lora_lib.init_lora(spec, start.config, jax.random.fold_in(lora_key, index[a]))
+            for a in strategy.adapters
+        },
+        "head": {
+            f: families[f].init_head(jax.random.fold_in(head_key, index[f]), start) for f in strategy.families
+        },
+    }
+
+
+def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+    """State at step 0."""
+    flat = flatten_dict(params, sep="/")
+    return TrainState(jnp.zeros((), jnp.int32), flat, tx.init(flat))
+
+
+def family_loss(
+    setup: Setup, name: str, flat: Mapping[str, jax.Array], batch: Mapping, key: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and metrics of one family on its batch; `key` switches dropout on."""
+    params: Params = unflatten_dict(dict(flat), sep="/")
+    variables = {"params": params["backbone"]}
+    adapter = setup.strategy.adapter_of(name)
+    if adapter is not None:
+        variables["lora"] = params["lora"][adapter]
+
+    def encode(input_ids: jax.Array, mask: jax.Array) -> jax.Array:
+        dropout = {} if key is None else {"rngs": {"dropout": key}, "deterministic": False}
+        return setup.encoder.apply(variables, input_ids, mask, lora_dropout=setup.lora_dropout, **dropout)
+
+    return setup.families[name].loss(params.get("head", {}).get(name, {}), encode, batch)
+
+
+def family_gradients(
+    setup: Setup, name: str, flat: Mapping[str, jax.Array], batch: Mapping, key: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+    """(loss, metrics, gradients by path) of one family, with respect to exactly what it may touch."""
+    mine = {path: p for path, p in flat.items() if name in setup.strategy.touched_by(path)}
+
+    def loss_fn(touched: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss, metrics = family_loss(setup, name, {**flat, **touched}, batch, key)
+        return loss * setup.weights.get(name, 1.0), {"loss": loss, **metrics}
+
+    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine)
+    return metrics.pop("loss"), metrics, grads
+
+
+def combine(
+    grads: Mapping[str, Mapping[str, jax.Array]], aggregate: surgery.Aggregator
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Families' gradients -> one per parameter, and the Gram matrices [F, F] per layer over the shared ones.
+
+    A parameter that a single family touches keeps that family's gradient. Shared ones get sum_i w_i g_i with the
+    weights computed from the Gram matrix of all shared parameters together.
+    """
+    names = list(grads)
+    combined = {path: g for name in names for path, g in grads[name].items()}
+    if len(names) < 2:
+        return combined, {}
+    shared = {path for path in combined if sum(path in grads[n] for n in names) > 1}
+    if not shared:
+        return combined, {}
+    blocks = gram_lib.gram([{p: grads[n][p] for p in shared} for n in names], gram_lib.by_layer)
+    weights = aggregate(sum(blocks.values()))  # type: ignore[arg-type]
+    for path in shared:
+        combined[path] = sum(w * grads[n][path] for w, n in zip(weights, names))  # type: ignore[assignment]
+    return combined, blocks
+
+
+def make_step(
+    setup: Setup,
+    tx: optax.GradientTransformation,
+    optimizer: optim.OptimizerConfig,
+    aggregate: surgery.Aggregator,
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+) -> Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted train step: (state, {family: batch}) -> (state, metrics). The state is donated.
+
+    The families in the dict are those trained in this step; what an absent family owns does not move.
+    """
+
+    def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
+        metrics: dict[str, jax.Array] = {}
+        grads, factors = {}, {}
+        step_key = jax.random.fold_in(key, state.step)
+        # Table order, whatever the order in the dict.
+        for i, name in enumerate(n for n in setup.families if n in batches):
+            dropout_key = jax.random.fold_in(step_key, i)
+            loss, extra, raw = family_gradients(setup, name, state.params, batches[name], dropout_key)
+            grads[name], norm, factors[name] = optim.clip(raw, optimizer.clip_norm)
+            metrics |= {f"loss/{name}": loss, f"gradient_norm/{name}": norm}
+            metrics |= {f"{key}/{name}": value for key, value in extra.items()}
+            metrics[f"tokens/{name}"] = useful_tokens(batches[name])
+        combined, blocks = combine(grads, aggregate)
+        if blocks:
+            # Logged before clipping, so that norms compare; the step itself works on clipped gradients.
+            f = jnp.stack([factors[n] for n in grads])
+            metrics |= {f"gram/{block}": m / (f[:, None] * f) for block, m in blocks.items()}
+        params, opt_state = optim.apply_gradients(
+            tx, setup.strategy, state.params, state.opt_state, combined, present=batches
+        )
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    out = replicated(mesh)
+    return jax.jit(step, donate_argnums=0, out_shardings=(out, out))
+
+
+def make_eval(setup: Setup, name: str) -> Callable[[Mapping, Mapping], dict[str, jax.Array]]:
+    """Jitted (flat params, batch) -> {'loss', metrics...} of one family, without dropout."""
+
+    def evaluate(flat: Mapping, batch: Mapping) -> dict[str, jax.Array]:
+        loss, metrics = family_loss(setup, name, flat, batch, None)
+        return {"loss": loss, **metrics}
+
+    return jax.jit(evaluate)
