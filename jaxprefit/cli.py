@@ -16,8 +16,8 @@ from jaxprefit.errors import UserError
 USER_ERROR_STATUS = 2
 
 
-def run(main: Callable[[ConfigDict, pathlib.Path], Any], doc: str, config: str = "", **extra: str) -> None:
-    """Parses flags and calls main(config, workdir); a UserError becomes one line on standard error and status 2.
+def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> None:
+    """Parses flags and calls main(config, workdir, **extra); a UserError becomes one line on standard error and status 2.
 
     `config` is the default config file; `extra` are names of further string flags with their help texts.
     """
@@ -25,8 +25,7 @@ def run(main: Callable[[ConfigDict, pathlib.Path], Any], doc: str, config: str =
         "config", config or None, "Config file, such as configs/minilm.py; any leaf: --config.optimizer.steps=100"
     )
     workdir = flags.DEFINE_string("workdir", None, "Folder for everything that is written; created, or continued.")
-    for name, text in extra.items():
-        flags.DEFINE_string(name, "", text)
+    more = {name: flags.DEFINE_string(name, "", text) for name, text in extra.items()}
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
@@ -48,7 +47,7 @@ def run(main: Callable[[ConfigDict, pathlib.Path], Any], doc: str, config: str =
                 raise UserError("--config is missing; for example --config=configs/minilm.py")
             if not workdir.value:
                 raise UserError("--workdir is missing; for example --workdir=runs/first")
-            main(settings, pathlib.Path(workdir.value))
+            main(settings, pathlib.Path(workdir.value), **{name: f.value for name, f in more.items()})
         except UserError as e:
             _fail(str(e))
         except KeyboardInterrupt:

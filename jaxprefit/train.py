@@ -18,6 +18,7 @@ from jaxprefit import optim, surgery
 from jaxprefit.conflict import gram as gram_lib
 from jaxprefit.encoder import Encoder
 from jaxprefit.families import Family, useful_tokens
+from jaxprefit.families.base import Encode
 from jaxprefit.pretrained import Pretrained
 from jaxprefit.sharding import replicated
 from jaxprefit.strategies import Strategy
@@ -73,10 +74,18 @@ def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
     return TrainState(jnp.zeros((), jnp.int32), flat, tx.init(flat))
 
 
-def family_loss(
-    setup: Setup, name: str, flat: Mapping[str, jax.Array], batch: Mapping, key: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Loss and metrics of one family on its batch; `key` switches dropout on."""
+def apply_family(
+    setup: Setup,
+    name: str,
+    flat: Mapping[str, jax.Array],
+    batch: Mapping,
+    method: Callable[[Mapping, Encode, Mapping], Any],
+    key: jax.Array | None = None,
+) -> Any:
+    """method(head, encode, batch) of one family, with `encode` running through the adapter that the family may touch.
+
+    `key` switches dropout on.
+    """
     params: Params = unflatten_dict(dict(flat), sep="/")
     variables = {"params": params["backbone"]}
     adapter = setup.strategy.adapter_of(name)
@@ -87,7 +96,14 @@ def family_loss(
         dropout = {} if key is None else {"rngs": {"dropout": key}, "deterministic": False}
         return setup.encoder.apply(variables, input_ids, mask, lora_dropout=setup.lora_dropout, **dropout)
 
-    return setup.families[name].loss(params.get("head", {}).get(name, {}), encode, batch)
+    return method(params.get("head", {}).get(name, {}), encode, batch)
+
+
+def family_loss(
+    setup: Setup, name: str, flat: Mapping[str, jax.Array], batch: Mapping, key: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and metrics of one family on its batch; `key` switches dropout on."""
+    return apply_family(setup, name, flat, batch, setup.families[name].loss, key)
 
 
 def family_gradients(

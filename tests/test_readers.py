@@ -241,7 +241,12 @@ def test_bad_json_rows(tmp_path: Path, kind: str, line: str, says: str) -> None:
         ("a.csv", "labelled", 'text,label\n"b\nc",d\n"",e\n', ":4: 'text' is blank"),
         ("a.csv", "labelled", "text,text\nb,c\n", ":1: two headings"),
         ("a.csv", "labelled", "Text,label\nb,c\n", ":2: no column 'text' among 'Text'"),
-        ("a.jsonl", "labelled", ONE.encode() + b"\xff\xfe\n", ":2: byte 0 of the line is not UTF-8"),
+        (
+            "a.jsonl",
+            "labelled",
+            ONE.encode() + b"\xff\xfe\n",
+            ":2: byte 0 of the line is not UTF-8",
+        ),
         ("a.jsonl", "labelled", b"", ": holds no records"),
         ("a.csv", "labelled", "text,label\n", ": holds no records"),
         ("a.conll", "ner", "-DOCSTART- O\n\n", ": holds no records"),
@@ -252,9 +257,7 @@ def test_bad_json_rows(tmp_path: Path, kind: str, line: str, says: str) -> None:
         (".xz", "ner", "x", ": the suffix does not tell"),
     ],
 )
-def test_bad_files(
-    tmp_path: Path, name: str, kind: str, content: str | bytes, says: str
-) -> None:
+def test_bad_files(tmp_path: Path, name: str, kind: str, content: str | bytes, says: str) -> None:
     path = write(tmp_path / name, content)
     assert failure(path, kind).startswith(f"{path}{says}")
 

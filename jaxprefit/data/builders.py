@@ -8,6 +8,7 @@ row leaves nothing half-written, and the error is the reader's own. No TensorFlo
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -18,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -43,8 +44,12 @@ PART_BYTES = 256 * 2**20
 
 STALE_SECONDS = 24 * 3600  # a temporary folder that old was left by a killed process
 
+# TFDS knows conll2003, glue and other older datasets only once their module is imported.
+TFDS_AREAS = ("text", "question_answering", "summarization", "translate")
+TFDS_ADVICE = "check the name, the split, the columns, and that the data is array_record"
+
 Rows = Callable[[], Iterator[Record]]  # reads a source from its start
-Progress = Callable[[int, int], None]  # (rows written, rows in all)
+Progress = Callable[[int, int], None]  # (rows read, rows in all)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Prepared:
 
     @functools.cached_property
     def _data(self) -> Any:
-        with _as_user_error(f"damaged cache {self.directory}, delete it"):
+        with _as_user_error(f"{self.directory}: the cache is damaged", "delete the folder"):
             builder: Any = tfds.builder_from_directory(self.directory)
             data = builder.as_data_source("all")
             data[0]  # opens the file
@@ -163,13 +168,13 @@ def prepare(source: Source, cache_dir: str | Path, progress: Progress | None = N
     same one throws its copy away.
 
     Args:
-      progress: called as ``progress(rows_written, rows)`` now and then. Without it all is quiet.
+      progress: called as ``progress(rows_read, rows)`` now and then. Without it all is quiet.
 
     Raises:
       UserError: for a source that is not there or has a malformed row.
     """
     where = f"source {source.name!r}"
-    kind = check_settings(where, source.kind, dict(source.columns), source.scheme)
+    kind = check_settings(where, source.kind, dict(source.columns), source.scheme, source.limit)
     content, format, rows = _locate(source, kind, quiet=progress is None)
     settings = dataclasses.asdict(source) | {"name": "", "path": "", "format": format}
     identity = json.dumps([FORMAT_VERSION, content, settings], sort_keys=True)
@@ -183,7 +188,10 @@ def prepare(source: Source, cache_dir: str | Path, progress: Progress | None = N
 
 def _build(kind: Kind, rows: Rows, final: Path, progress: Progress | None) -> None:
     meta, parts = _survey(kind, rows)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{final.parent}: {error.strerror}; choose another cache folder") from None
     _sweep(final)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as work:
         tfds.disable_progress_bar()
@@ -234,14 +242,17 @@ def _watched(rows: Iterator[Record], total: int, progress: Progress | None) -> I
 def _sweep(final: Path) -> None:
     """Deletes what a killed build of the same folder left long ago."""
     for left in final.parent.glob(f".{final.name}.*"):
-        if time.time() - left.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):  # another process may delete its own meanwhile
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(left)
 
 
 def _locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
     """(what identifies the content, format, a function that reads the rows)."""
     if source.tfds:
         with _as_user_error(f"tfds {source.tfds}"):
+            for area in TFDS_AREAS:
+                importlib.import_module(f"tensorflow_datasets.{area}")
             builder = tfds.builder(
                 source.tfds, data_dir=source.path or None, file_format="array_record"
             )
@@ -292,8 +303,12 @@ def _tfds_folder(path: Path) -> Path | None:
     """The folder of a prepared TFDS dataset: ``path`` itself, or its newest version."""
     if (path / "dataset_info.json").is_file():
         return path
-    found = [info.parent for info in path.glob("*/dataset_info.json")]
-    return max(found, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)], default=None)
+    versions = [
+        info.parent
+        for info in path.glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+    ]
+    return max(versions, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
 
 
 def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterator[Record]:
@@ -309,8 +324,7 @@ def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterato
             builder.download_and_prepare()
         data = builder.as_data_source(source.split)
         features = pick(builder.info.features, columns)
-    if not len(data):
-        raise UserError(f"{where}: the split {source.split!r} is empty; give another")
+        data[0]  # opens the file, and fails if the split is empty
     for i in range(min(len(data), source.limit or len(data))):
         try:
             row = pick(data[i], columns)
@@ -353,13 +367,10 @@ def _digest(paths: Iterable[str | Path]) -> str:
 
 
 @contextmanager
-def _as_user_error(where: object) -> Iterator[None]:
+def _as_user_error(where: object, advice: str = TFDS_ADVICE) -> Iterator[None]:
     """For calls into TFDS, which raises a dozen kinds of error, most of many lines."""
     try:
         yield
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
-        raise UserError(
-            f"{where}: {type(error).__name__}: {line}; "
-            "check the name, the split, the columns, and that the data is array_record"
-        ) from None
+        raise UserError(f"{where}: {type(error).__name__}: {line}; {advice}") from None

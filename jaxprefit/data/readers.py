@@ -63,9 +63,7 @@ def read(
       UserError: at once for a wrong setting or path, and while reading for a wrong row.
     """
     path = Path(path)
-    spec = check_settings(path, kind, columns or {}, scheme)
-    if limit and limit < 0:
-        raise UserError(f"{path}: the limit is {limit}; give a positive number, or none for all")
+    spec = check_settings(path, kind, columns or {}, scheme, limit or 0)
     if os.path.isdir(path):  # os.path, since Path's own raise for a name that is too long
         raise UserError(f"{path}: is a folder, not a file; name the file in it")
     if not os.path.exists(path):
@@ -190,7 +188,9 @@ def _csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[tuple[int, d
         lines = (line for _, line in _lines(path))
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     except (TypeError, ValueError):  # which of them depends on the Python
-        raise UserError(f"{path}: the delimiter {delimiter!r} cannot be; give one character") from None
+        raise UserError(
+            f"{path}: the delimiter {delimiter!r} cannot be; give one character"
+        ) from None
     heading: list[str] = []
     number = 1
     try:

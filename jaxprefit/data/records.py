@@ -177,12 +177,14 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def check_settings(where: object, kind: str, columns: Columns, scheme: str) -> Kind:
-    """The ``Kind``, or ``UserError`` for a kind, field or scheme that does not exist."""
+def check_settings(where: object, kind: str, columns: Columns, scheme: str, limit: int) -> Kind:
+    """The ``Kind``, or ``UserError`` for a kind, field, scheme or limit that cannot be."""
     if kind not in KINDS:
         raise UserError(f"{where}: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     if scheme not in SCHEMES:
         raise UserError(f"{where}: unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    if limit < 0:
+        raise UserError(f"{where}: the limit is {limit}; give a positive number, or 0 for all")
     for field in columns:
         if field not in KINDS[kind].fields:
             known = " and ".join(KINDS[kind].fields)

@@ -79,8 +79,8 @@ class NerFamily(Family):
         return {
             "concepts": unit(vectors - vectors.mean(0)),  # [C, D]
             "projection": {"kernel": jnp.eye(start.config.hidden_size)},
-            "log_scale": jnp.asarray(np.log(10.0), jnp.float32),
-            "bias": jnp.asarray(-5.0, jnp.float32),  # most pairs of word and concept are negatives
+            "log_scale": jnp.asarray(np.log(20.0), jnp.float32),
+            "bias": jnp.asarray(-10.0, jnp.float32),  # most pairs of word and concept are negatives
         }
 
     def describe(self) -> dict[str, Any]:

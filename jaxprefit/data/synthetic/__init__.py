@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from .pairs import SITUATIONS
+from .situations import SITUATIONS
 from .templates import MESSAGES, REQUEST_FRAMES, REQUESTS, STATEMENT_FRAMES, STATEMENTS
 from .vocabulary import ENTITY_OF, SHAPES, SHORTHAND, SYLLABLES, WORDS
 
@@ -25,7 +25,7 @@ _CHOICE = re.compile(r"\(([^()]*\|[^()]*)\)")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 _TOKEN = re.compile(r"'s\b|\w+(?:[./:-]\w+|'(?!s\b)\w+)*|[^\w\s]")
 _CLAUSES = REQUESTS | STATEMENTS
-_LENGTHS = range(5, 31)  # tokens in a text
+_LENGTHS = range(5, 30)  # tokens in a text, before a final full stop
 _ENDS = (".", "?", "!")
 
 
@@ -73,8 +73,8 @@ def corpus(n: int, seed: int) -> list[str]:
 
 def detokenise(tokens: Sequence[str]) -> str:
     """Join tokens with natural spacing."""
-    text = re.sub(r" (?=[,.?!:%]|'s\b)", "", " ".join(tokens))
-    return re.sub(r"([$€#+]) ", r"\1", text)
+    text = re.sub(r" (?=[,.?!:%)]|'s\b)", "", " ".join(tokens))
+    return re.sub(r"([$€#+(]) ", r"\1", text)
 
 
 class _Writer:
@@ -91,18 +91,16 @@ class _Writer:
             return self.labelled(self.pick(intents()))
         if kind < 0.5:
             return self.pick(self.pair())
-        if kind < 0.85:
-            return self._text_of(lambda: self._render(self._draw(MESSAGES), {}))
-        return self._text_of(self._two_messages)
+        return self._finish(*self._fitting(self._message if kind < 0.85 else self._two_messages))
 
-    def pair(self) -> tuple[Tagged, Tagged]:
+    def pair(self) -> list[Tagged]:
         """The two sides of one situation."""
-        first, second = self.pick(SITUATIONS)
-        slots: dict[str, str] = {}
-        return (
-            self._text_of(lambda: self._render(self._draw(first), slots)),
-            self._text_of(lambda: self._render(self._draw(second), slots)),
-        )
+
+        def sides() -> list[Tagged]:
+            slots: dict[str, str] = {}
+            return [self._render(self._draw(side), slots) for side in self.pick(SITUATIONS)]
+
+        return [self._finish(side) for side in self._fitting(sides)]
 
     def labelled(self, label: str) -> Tagged:
         """A text whose main clause has this label; the other clause, if any, has another one."""
@@ -111,7 +109,7 @@ class _Writer:
         )
         others = [name for name in family if name != label]
 
-        def sentence() -> Tagged:
+        def sentence() -> list[Tagged]:
             clauses = {
                 "{ask}": self._draw(_CLAUSES[label]),
                 "{other}": self._draw(_CLAUSES[self.pick(others)]),
@@ -120,9 +118,9 @@ class _Writer:
             frame = self._draw(frames)
             for mark, clause in clauses.items():
                 frame = frame.replace(mark, clause)
-            return self._render(frame, {})
+            return [self._render(frame, {})]
 
-        return self._text_of(sentence)
+        return self._finish(*self._fitting(sentence))
 
     def pick(self, items: Sequence[T]) -> T:
         """One of all items."""
@@ -139,9 +137,12 @@ class _Writer:
         k = self._below(len(items) - third)
         return items[k + k // 2]
 
-    def _two_messages(self) -> Tagged:
+    def _message(self) -> list[Tagged]:
+        return [self._render(self._draw(MESSAGES), {})]
+
+    def _two_messages(self) -> list[Tagged]:
         first, second = (self._render(self._draw(MESSAGES), {}) for _ in range(2))
-        return first + ([] if first[-1][0] in _ENDS else [(".", "O")]) + second
+        return [first + ([] if first[-1][0] in _ENDS else [(".", "O")]) + second]
 
     def _render(self, template: str, slots: dict[str, str]) -> Tagged:
         """Tokens and tags of a template; `slots` keeps the values, for another text to share."""
@@ -187,11 +188,15 @@ class _Writer:
         """Settle every (a|b)."""
         return _CHOICE.sub(lambda match: self.pick(match[1].split("|")), text)
 
-    def _text_of(self, sentence: Callable[[], Tagged]) -> Tagged:
-        """A sentence of fitting length, with capitals, full stop and some noise."""
-        tagged = sentence()
-        while len(tagged) not in _LENGTHS:
-            tagged = sentence()
+    def _fitting(self, sentences: Callable[[], list[Tagged]]) -> list[Tagged]:
+        """Draw sentences until all of them have a fitting length."""
+        while True:
+            drawn = sentences()
+            if all(len(tagged) in _LENGTHS for tagged in drawn):
+                return drawn
+
+    def _finish(self, tagged: Tagged) -> Tagged:
+        """Add capitals, a full stop and some noise."""
         tokens = [token for token, _ in tagged]
         tags = [tag for _, tag in tagged]
         for i, token in enumerate(tokens):

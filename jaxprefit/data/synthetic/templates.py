@@ -50,8 +50,8 @@ MESSAGES = lines("""
     {quantity} {dish} and a salad to {street_address}, I have {money} in cash
     the {dish} at {restaurant} was {money}, {percent} more than {past}
     can you bring {dish} {date}? {quantity} of us are (hungry|coming)
-    {movie} starts at {time}, {quantity} seats at {money} each
-    {event} starts {date} in {city}, {quantity} tickets at {money} each
+    {movie} starts at {time}, {quantity} cinema seats at {money} each
+    {event} starts {date} all over {city}, {quantity} tickets at {money} each
     {person} starts at {organization} {date}, {quantity} of us will say hello
     {person} was (great|awful) in {movie}, {song} plays at the end
     {person} sang {song} at {event}, I (cried|laughed)
@@ -62,29 +62,29 @@ MESSAGES = lines("""
     my (dog|cat) {pet} ate {person}'s {dish} {past}
     our (dog|cat) {pet} is lost near {street_address}, call {phone_number}
     the vet saw (my dog|our cat) {pet} {past} and asked for {money}
-    the book {book} is better than {movie}, {person} read it in {stay}
+    the book {book} is better than the film {movie}, {person} read it in {stay}
     {person} is reading the novel {book} on the (train|way) to {city}
-    I lent {person} the book {book} and (my|the) {product} {past}
+    I lent {person} the book {book} and the charger of my {product} {past}
     {organization} shares (fell|rose) {percent} after {person} left {past}
     {city} (expects|fears) rain for {duration}, {event} moves to {day}
-    {organization} cut the price of {medication} by {percent} {past}
-    we walked along the river {landmark} to {hotel}, it took {wait}
-    cross the bridge {landmark} and you see {restaurant}, {wait} from {city}
+    {organization} cut the price of the drug {medication} by {percent} {past}
+    we walked along the river {landmark} to our room at {hotel}, it took {wait}
+    cross the bridge {landmark} to eat at {restaurant}, {wait} from {city}
     the ship {landmark} reached {city} {past}, {wait} late
     meet {person} at {event} {date}, the (stand|hall) of {organization} is near the door
     see you at {event}, {person} booked {hotel} for {stay}
-    {event} was (long|loud), {person} left for {city} at {time}
+    the crowd at {event} was (huge|loud), {person} left for {city} at {time}
     table for {quantity} at {time} and not {time:2}, {person} will be late
     at {time} it was {money}, at {time:2} it was {money:2}, {quantity} left
     make it {quantity} at {time}, {person} brings {quantity:2} more
-    {person} owes me {money} for {restaurant} and {money:2} for {event}
+    {person} owes me {money} for lunch at {restaurant} and {money:2} for the ticket to {event}
     I sent {money} to {person} {past}, it takes {stay}
-    {organization} took {money} from my account {past}, who is {person}?
-    is {hotel} (near|far from) {street_address}? {person} lands at {time}
+    the firm {organization} took {money} from my account {past}, who is {person}?
+    is {hotel} (near|far from) {street_address}? {person} sleeps there from {time}
     is {restaurant} (open|busy) on {day}? {person} would like {dish}
     is {airline} (cheaper|safer) than {airline:2}? {person} paid {money} to {city}
-    remind {person} to (bring|return) {product} on {day} at {time}
-    remind me that {medication} runs out {date}, (text|ring) {phone_number}
+    remind {person} to (bring|return) the {product} and its charger on {day} at {time}
+    remind me that my {medication} pills run out {date}, (text|ring) {phone_number}
     remind {person} that {event} needs {quantity} (chairs|helpers) by {time}
     {person} (met|thanked) {person:2} in {city} before {event}
     {person} watched {sports_team} with {person:2} at {restaurant}
@@ -93,14 +93,14 @@ MESSAGES = lines("""
     nobody at {organization} knew {person}, so we asked {organization:2} about {code}
     nobody at {restaurant} knew {person}, so we ate {dish} at {restaurant:2}
     {person} says {city} is (cold|warm) in {month}, {stay} is enough
-    {person} says {song} is older than {movie}, {organization} (owns|sells) both
+    {person} sings {song}, which is older than the film {movie}, {organization} (owns|sells) both
     {person} says {airline} is (full|fine), try {time} on {day}
-    got {dish} at {restaurant} and {product} at {organization}, {money} in all
-    got {quantity} tickets for {sports_team} and {quantity:2} for {event}
+    got {dish} at {restaurant} and a {product} with charger at {organization}, {money} in all
+    got {quantity} tickets for the {sports_team} game and {quantity:2} for {event}
     got a (flat|room) at {street_address} for {money}, {person} helped
     thanks {person}, {date} at {time} is fine, see you at {street_address}
-    sorry {person}, {date} is hard, {product} (arrives|gets repaired) then
-    happy birthday {person}! {restaurant} {date}? {movie} after that?
+    sorry {person}, {date} is hard, my {product} gets (installed|repaired) then
+    happy birthday {person}! food at {restaurant} {date}? watch {movie} after that?
     (read|saw) that {organization} opens in {city} {date} with {quantity} shops
     (read|saw) that {sports_team} play in {city} {date} at {time}
     (read|saw) that {airline} flies to {city} from {day} for {money}
@@ -111,167 +111,167 @@ REQUESTS: dict[str, tuple[str, ...]] = {
     "book_table": lines("""
         book a table for {quantity} at {restaurant} on {day}
         reserve seats at {restaurant} {date} at {time}
-        get us (a table|a place) at {restaurant} for {time}
+        get us (a table|seats) to eat dinner at {restaurant} for {time}
         find a place to eat in {city} for {quantity} people
         ask {restaurant} for a (quiet|window) table at {time}
-        put {person} down for dinner at {restaurant} {date}
-        hold a corner for {quantity} at {restaurant} until {time}
-        make a reservation at {restaurant} under {person}
-        see if {restaurant} can seat {quantity} of us {date}
+        make sure {person} has a table for dinner at {restaurant} {date}
+        hold a corner table for {quantity} at {restaurant} until {time}
+        make a dinner reservation at {restaurant} under {person}
+        see if {restaurant} has a free table, {quantity} of us want to eat {date}
     """),
     "book_hotel": lines("""
         book a room at {hotel} in {city} for {stay}
         reserve {quantity} rooms at {hotel} from {day}
-        find a place to stay in {city} for {stay}
+        find a room to stay at {hotel} in {city} for {stay}
         get {person} a (double|single) room at {hotel} {date}
         ask {hotel} for a (quiet|sea view) room from {day}
-        see if {hotel} has beds for {quantity} {date}
+        see if {hotel} has a double room free {date}
         put us up at {hotel} for under {money}
         make a reservation at {hotel} for {stay} under {person}
-        look for somewhere to sleep near {street_address} {date}
+        reserve a (quiet|single) room at {hotel} near {street_address} {date}
     """),
     "book_flight": lines("""
         book a flight to {city} with {airline} on {day}
         reserve {quantity} seats with {airline} to {city}
-        find a cheap way to fly from {city} to {city:2} {date}
+        find a cheap flight from {city} to {city:2} {date}
         get {person} on the {airline} plane at {time}
         get {quantity} tickets to {city} for under {money}
-        buy a (return|window) seat to {city} leaving {date}
+        book a (return|window) seat on a plane to {city} leaving {date}
         see if {airline} flies to {city} on {day}
         put {person} on the {time} from {city} to {city:2}
-        make a reservation with {airline} for {quantity} from {city}
+        reserve {quantity} tickets with {airline} for the flight from {city}
     """),
     "cancel_booking": lines("""
         cancel the (table|dinner) at {restaurant} on {day}
         cancel my (room|stay) at {hotel} in {city}
-        drop the {airline} flight to {city} {date}
+        cancel the {airline} flight to {city} {date}
         call off the reservation at {hotel} for {stay}
         get rid of the {quantity} seats with {airline} to {city}
-        let {restaurant} know that {person} won't be there {date}
-        undo the booking for {quantity} at {restaurant}
+        call off the dinner at {restaurant}, {person} no longer needs it
+        undo the lunch booking for {quantity} at {restaurant}
         tell {hotel} that we no longer need the room from {day}
-        take {person} off the flight with {airline} at {time}
+        undo the reservation of {person} for the flight with {airline} at {time}
     """),
     "change_booking": lines("""
         change the (table|dinner) at {restaurant} to {time}
         move my (room|stay) at {hotel} to {day}
-        switch the {airline} flight to {city} from {day} to {day:2}
+        change the {airline} flight to {city} from {day} to {day:2}
         make the table at {restaurant} for {quantity} instead of {quantity:2}
-        put the reservation at {hotel} under {person}
-        push the flight with {airline} back by {wait}
+        put the room reservation at {hotel} under {person}
+        move the flight with {airline} back by {wait}
         ask {restaurant} to seat us at {time} rather than {time:2}
-        tell {hotel} that we need the room for {stay} from {day}
-        swap the {quantity} seats to {city} for a plane on {day}
+        change my seats on the {airline} flight to {city} to {time}
+        make it {quantity} seats to {city} on {day} rather than {quantity:2}
     """),
     "order_food": lines("""
         order {quantity} {dish} from {restaurant}
         get {dish} delivered to {street_address} at {time}
-        send {quantity} portions of {dish} to {person}
+        have {quantity} portions of {dish} delivered to {person}
         ask {restaurant} to bring {dish} to {street_address}
         buy food from {restaurant} for {quantity} people
-        have {dish} sent over for under {money}
+        order food for under {money}, maybe {dish}
         put {quantity} {dish} on my order at {restaurant}
         see if {restaurant} delivers {dish} {date}
-        get a takeaway for {person}, maybe {dish}
+        see if {restaurant} can bring {dish} for {person}
     """),
     "track_order": lines("""
         track my order {code} from {organization}
         find out where the {product} I ordered {past} is
-        see how long {dish} from {restaurant} will take
+        find out when the {dish} ordered from {restaurant} will be here
         check if the parcel to {street_address} has left
         look up when {organization} will deliver my {product}
-        follow the delivery of {quantity} {dish} to {street_address}
+        track where the parcel with {quantity} {product} is
         find out why my {product} has not been delivered after {stay}
         ask {restaurant} where the food for {person} is
-        check on package {code}, it was sent {past}
+        check where order {code} is, it left {past}
     """),
     "return_product": lines("""
         return the {product} I bought {past}
         get my {money} back for the {product}
-        send the {product} back to {organization}
+        return the {product} to {organization}
         have {organization} (replace|take back) order {code}
         ask for a refund on {quantity} {product} from {organization}
-        swap my {product} because it broke after {stay}
+        get a refund for my {product}, it broke after {stay}
         give back the {product} that {person} ordered
         get {organization} to refund {money} for order {code}
-        find out how to send back the {product} delivered {past}
+        ask {organization} to take back the {product} I bought {past}
     """),
     "transfer_money": lines("""
         send {money} to {person}
-        transfer {money} to {organization} on {day}
-        pay {person} back for {restaurant}, it was {money}
+        transfer {money} to the firm {organization} on {day}
+        transfer {money} to {person} for dinner at {restaurant}
         move {money} from my savings to {person}
         give {person} {money} for the tickets to {event}
-        put {money} in the account of {person} {date}
-        settle what I owe {person} for {hotel}, {money} in all
+        send {money} from my savings to {person} {date}
+        settle what I owe {person} for the room at {hotel}, {money} in all
         pay the {organization} bill of {money}
-        split {money} for {dish} with {person}
+        give {person} the {money} that I owe for {dish}
     """),
     "check_account": lines("""
         check if {money} from {person} has arrived
-        find out how much I paid {organization} {past}
-        see what is left in my account after {hotel}
+        find out how much I paid in the shops of {organization} {past}
+        find out what is left in my account after the stay at {hotel}
         look up what I spent in {city} {past}
-        check why {organization} took {money}
-        find out if my refund of {money} from {organization} came
-        see if I have {money} left to pay {person}
-        look up the last payment to {restaurant}
-        check whether the bill of {airline} was paid {past}
+        check why the company {organization} took {money}
+        check if the refund of {money} from {organization} has arrived
+        see if I have {money} left in my account to pay {person}
+        look up the last payment for food from {restaurant}
+        look up how much I spent with {airline} {past}
     """),
     "set_reminder": lines("""
         remind me to pay {person} {money} on {day}
         set an alarm for {time} so I can take {medication}
-        put {event} in my calendar for {day} at {time}
+        set a reminder for {event} on {day} at {time}
         make a note to return the {product} {date}
         wake me at {time} for the flight to {city}
         remind me about the table at {restaurant} {wait} before
         put the meeting with {person} on {day} at {time}
         set a timer for {wait} for the {dish}
-        let me know at {time} that {person} lands in {city}
+        make a note for {time}, when {person} lands in {city}
     """),
     "play_media": lines("""
         play {song} in the {room}
-        put on {movie} at {time}
-        find the song {song} by {person} and start it
-        stream {movie} on my {product}
+        put on {movie} on the big screen at {time}
+        play the song {song} by {person}
+        stream the film {movie} on my {product}
         put {song} on while I cook {dish}
-        let us hear {song} at {event}
-        start {movie} from where {person} stopped {past}
+        put {song} on at {event} and turn it up
+        start {movie} from the scene where {person} stopped {past}
         turn up {song} in the {room} for {wait}
-        queue {song} and then {song:2} for {person}
+        stream {song} and then {song:2} in the {room} for {person}
     """),
     "control_home": lines("""
         turn off the (light|heater) in the {room} at {time}
         set the {room} to {percent} brightness for {wait}
-        start the {product} in the {room} at {time}
+        turn on the {product} in the {room} at {time}
         lock the front door at {street_address} when {person} leaves
         put the heating on in the {room} {wait} before {time}
-        stop the {product} after {wait}
+        turn off the heating and the {product} after {wait}
         let {person} in at {street_address}, open the gate
         turn up the {room} lamp until {person} sleeps
-        make the {room} warmer for {wait}, use the {product}
+        set the {room} (lamp|light) to {percent} while {person} sleeps
     """),
     "get_weather": lines("""
         check if it will rain in {city} on {day}
         find out how cold {city} gets {date}
-        see if {person} needs an umbrella in {city}
+        check the forecast for rain in {city} when {person} lands {date}
         look up the forecast for {event} {date}
         find out how hot {city} was {past}
-        check the wind in {city} before the {airline} flight
+        find out if it will be cold in {city} before the {airline} flight
         see if there is snow on the way to {city} {date}
-        look up whether it is sunny at {hotel} in {city}
-        check if it stays dry in {city} until {time}
+        look up whether it is sunny at the pool of {hotel} in {city}
+        look up whether it will rain or snow in {city} until {time}
     """),
     "get_directions": lines("""
-        find the way to {restaurant} from {street_address}
-        show me how to get to {hotel} from {city}
-        look up how far {city} is from {city:2}
+        find the way to our table at {restaurant} from {street_address}
+        show me how to get to our room at {hotel} from {city}
+        find the way from {city} to {city:2}
         take me to {street_address} by {time}
         check how long the drive to {event} takes at {time}
-        lead {person} from {hotel} to {street_address}
+        show {person} the way from the lobby of {hotel} to {street_address}
         see which bus goes to {street_address} at {time}
-        find out how to reach {restaurant} on foot in {wait}
-        check the traffic on the way to {city} {date}
+        find out how to reach {restaurant} on foot and eat in {wait}
+        check how long it takes from {restaurant} to {street_address} on foot
     """),
 }
 
@@ -280,57 +280,57 @@ STATEMENTS: dict[str, tuple[str, ...]] = {
     "sports_news": lines("""
         {sports_team} beat {sports_team:2} {score} {past}
         {person} of {sports_team} is hurt for {stay}
-        {sports_team} lost at home in {city} after {wait} of rain
+        {sports_team} won the game at home in {city} {past}
         {sports_team} paid {money} for {person}
         {person} won in {city} in under {wait}
-        the coach {person} leaves {sports_team} on {day}
+        the players of {sports_team} beat {sports_team:2} without {person}
         {sports_team} were late to {city} and still won {score}
         {quantity} players of {sports_team} missed the game in {city}
-        {sports_team} sold {person} to {sports_team:2} for {money}
+        {sports_team} won {score} although {person} was hurt
     """),
     "business_news": lines("""
         {organization} cut jobs in {city} {past}
         {person} leaves {organization} on {day}
-        {organization} paid {money} a share for {organization:2}
+        {organization} sold its offices in {city} for {money}
         {organization} lost {percent} after the {product} came late
         {organization} opened {quantity} offices in {city}
-        sales of {product} rose {percent} at {organization}
-        {airline} was sold to {organization} {past}
+        sales of {product} fell {percent} and {organization} cut jobs
+        {airline} and all its planes were sold to {organization} {past}
         {organization} won a deal with {hotel} in {city}
-        {quantity} people at {organization} missed their targets
+        {person} won a deal for {organization} in {city}
     """),
     "restaurant_review": lines("""
         the {dish} at {restaurant} was cold
         {restaurant} charged {money} for {dish}
-        we waited {wait} for a table at {restaurant}
-        the staff at {restaurant} in {city} were lovely
+        we waited {wait} for the {dish} at {restaurant}
+        the waiters at {restaurant} in {city} were lovely
         {restaurant} has the best {dish} in {city}
-        {person} found a hair in the {dish} {past}
-        {restaurant} was too loud for {quantity} of us
+        the waiters charged {person} {money} for cold {dish}
+        dinner at {restaurant} was too loud for {quantity} of us
         the {dish} came late and cost {money}
-        {person} won't go back to {restaurant} after {past}
+        dinner at {restaurant} came late and was cold {past}
     """),
     "product_complaint": lines("""
         my {product} stopped working after {stay}
         the {product} from {organization} gets hot after {wait}
-        {organization} charged me {money} for a broken {product}
+        {organization} charged me {money} for a {product} without a battery
         the {product} came late and without a plug
         the screen of my {product} went dark {past}
-        {person} waited {wait} to ask {organization} about the {product}
+        the screen of the {product} stopped working and {person} is angry
         the {product} was {money} and the battery is gone
         {organization} lost my {product} in the repair {past}
-        nobody at {organization} in {city} can fix the {product}
+        nobody at {organization} in {city} can repair my {product}
     """),
     "travel_trouble": lines("""
         the {airline} flight to {city} was {wait} late
         {airline} lost {quantity} of our bags in {city}
-        the room at {hotel} was cold and cost {money}
+        {hotel} lost our booking, the room cost {money}
         we waited {wait} for a bus in {city} {past}
         {hotel} gave our room to {person}
-        the plane to {city} left without {person}
+        the flight to {city} left the gate without {person}
         {airline} charged me {money} for a small bag
         {person} was stopped at the gate in {city} {past}
-        nobody at {hotel} in {city} could find our booking
+        we waited {wait} for our bags in {city}
     """),
 }
 
@@ -351,7 +351,7 @@ REQUEST_FRAMES = lines("""
     {ask} is what I meant, not {other}
     (hi|hello), is there a way to {ask}?
     (help me|I have to) {ask}, thanks
-    (hey|hi), I am trying to {ask}, can you help?
+    (hey|hi), I have been trying to {ask}, can you help?
     I know {fact}, but (please|) {ask}
     {ask}, even if {fact}
     since {fact}, (please|could you) {ask}

@@ -80,7 +80,7 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
         ),
         (  # restaurant review, title and body
             """
-            best {dish} in {city}, (go|try it)
+            the best {dish} in {city}, (go|try it)
             {restaurant}: (slow|rude) service, (cold|bland) food
             a nice evening out with {person} at {restaurant}
             """,
@@ -118,7 +118,7 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             """
             {sports_team} (beat|crush|edge) {sports_team:2} {score}
             {person} the hero as {sports_team} win in {city}
-            {sports_team:2} fall in {city}
+            {sports_team:2} fall to {sports_team} in {city}
             """,
             """
             a late goal by {person} was enough for {sports_team} {past}
@@ -130,7 +130,7 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             """
             {organization} to buy {organization:2} for {money} a share
             {organization} shares (drop|jump) {percent} as {person} quits
-            {organization} opens in {city}
+            {organization} opens new shops in {city}
             """,
             """
             the deal between {organization} and its rival was announced {past} in {city}
@@ -147,7 +147,7 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             """
             yes, showers from {time} on, take an umbrella to {event}
             it will be cloudy and cold in {city}, with wind for {wait}
-            mostly sun, with a {percent} chance of rain after {time}
+            mostly sun, the chance of rain is {percent} after {time}
             """,
         ),
         (  # medication question and answer
@@ -166,12 +166,12 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
             """
             send {money} to {person} for the tickets to {event}
             I owe {person} {money} since {past}, please pay it
-            pay {organization} {money} on {day}
+            pay the bill of {organization} on {day}, it is {money}
             """,
             """
             your payment of {money} was made, {person} gets it within {stay}
             transfer to {person} done, reference {code}, call {phone_number} if this was not you
-            we took {money} from your account for {organization}
+            we took {money} from your account for the company {organization}
             """,
         ),
         (  # event announcement and question
@@ -188,14 +188,14 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
         ),
         (  # directions
             """
-            how do I get from {hotel} to {street_address}?
-            is {restaurant} far from {street_address}?
-            I am lost near {street_address}, where is {restaurant}?
+            how do I get from my room at {hotel} to {street_address}?
+            is {restaurant} far from {street_address}? we are hungry
+            I am lost near {street_address}, where is {restaurant}? our table is ready
             """,
             """
             walk along the river {landmark} for {wait}, it is on your left
             take the bus at {time} and get off at {street_address}
-            it is a short ride, ask the driver for {restaurant} or call {phone_number}
+            it is a short ride, enjoy the food at {restaurant} or call {phone_number}
             """,
         ),
         (  # meeting and reply
@@ -212,7 +212,7 @@ SITUATIONS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = tuple(
         ),
         (  # home command and answer
             """
-            turn on the {product} in the {room} at {time}
+            the {product} in the {room} should come on at {time}
             it is too (cold|dark) in the {room}, do something
             play {song} in the {room} when {person} comes home
             """,
