@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     saved = wiring.saved_config(config)
     checkpoints = Checkpoints(workdir, config.run.keep)
     fresh, tx = wiring.fresh_state(parts)
-    streams = wiring.streams(parts, config, config.seed)
+    streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
     state = loop.resume(checkpoints, fresh, streams, saved)
     write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     before = wiring.held_out_scores(parts, config, fresh.params)

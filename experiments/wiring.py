@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
+from jaxprefit.loading import Model
 from jaxprefit.pretrained import Pretrained, load_pretrained
 from jaxprefit.sharding import check_batch_size, make_mesh, put_state
 
@@ -109,12 +110,11 @@ def lora_spec(config: ConfigDict, encoder: EncoderConfig) -> lora.LoraSpec:
 
 def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
-    aggregator_exists = surgery.get(config.aggregator)
-    del aggregator_exists
+    surgery.get(config.aggregator)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     if optimizer.steps < 1 or not 0 <= optimizer.warmup_steps <= optimizer.steps:
         raise UserError("optimizer.steps must be at least 1 and optimizer.warmup_steps between 0 and optimizer.steps")
-    strategies.make(config.strategy, FAMILIES)  # an unknown name fails before data is read
+    strategies.make(config.strategy, FAMILIES)  # as above, an unknown name fails before data is read
     mesh = make_mesh(config.devices)
     cache = cache_folder(config, workdir)
     start = start_encoder(config, cache)
@@ -138,12 +138,12 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     return Run(start, data, setup, optimizer, mesh, params)
 
 
-def streams(run: Run, config: ConfigDict, seed: int) -> dict[str, Any]:
+def streams(data: Mapping[str, FamilyData], trained: Iterable[str], config: ConfigDict, seed: int) -> dict[str, Any]:
     """One endless iterator of batches per trained family."""
     out = {}
     for i, name in enumerate(FAMILIES):
-        if name in run.setup.families:
-            d, c = run.data[name], config.data[name]
+        if name in trained:
+            d, c = data[name], config.data[name]
             weights = parse_weights(c.weights, f"data.{name}.weights")
             # Seeds apart by more than any number of sources, so that families draw independently.
             stream = mixture.mixture(d.family, d.train, weights, c.batch_size, seed * 1_000_003 + 1_000 * i)
@@ -161,6 +161,22 @@ def parse_weights(text: str, key: str) -> dict[str, float]:
         except ValueError:
             raise UserError(f"{key} has '{part}'; write it as name=number,name=number") from None
     return weights
+
+
+def reopen(model: Model, config: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, FamilyData], train.Setup]:
+    """(config, data, setup) of the run that `model` was loaded from, to take its gradients again.
+
+    data.root, data.cache and devices come from `config` where given there, all else from the checkpoint.
+    """
+    saved = ConfigDict(model.meta["config"])
+    saved.data.root, saved.data.cache = config.data.root or saved.data.root, config.data.cache or saved.data.cache
+    data = family_data(saved, model.tokenizer, cache_folder(saved, workdir))
+    strategy = model.strategy
+    families = {name: data[name].family for name in strategy.families}
+    for name, family in families.items():
+        if family.describe() != model.meta["families"][name]:
+            raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
+    return saved, data, train.Setup(Encoder(model.config), families, strategy, {})
 
 
 def fresh_state(run: Run) -> tuple[train.TrainState, Any]:

@@ -32,12 +32,9 @@ FORMAT_VERSION = 1
 class Loaded:
     """A checkpoint for use: trees of float32 NumPy arrays."""
 
-    backbone: dict
-    adapters: dict[str, dict]
-    heads: dict[str, dict]
+    params: dict  # {'backbone': ..., 'lora': {adapter: ...}, 'head': {family: ...}}
     meta: dict
     tokenizer: str  # as JSON
-    path: pathlib.Path
 
 
 class Checkpoints:
@@ -107,10 +104,9 @@ def read(folder: pathlib.Path) -> Loaded:
     _quiet()
     folder = folder.absolute()
     meta = _read_meta(folder)
-    trees = {name: _read_tree(folder / name) for name in meta["items"]}
-    tree = _tree(trees)
+    params = _tree({name: _read_tree(folder / name) for name in meta["items"]})
     tokenizer = json.loads((folder / "tokenizer" / "metadata").read_text())["json"]
-    return Loaded(tree["backbone"], tree.get("lora", {}), tree.get("head", {}), meta, tokenizer, folder)
+    return Loaded(params, meta, tokenizer)
 
 
 def _items(params: Mapping[str, Any]) -> dict[str, Any]:

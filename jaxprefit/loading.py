@@ -15,7 +15,7 @@ from jaxprefit.data.encode import encode_text, pad_ids
 from jaxprefit.encoder import Encoder, EncoderConfig, mean_pool
 from jaxprefit.errors import UserError
 from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained
-from jaxprefit.strategies import Strategy, trainable_and_total
+from jaxprefit.strategies import Strategy, make, trainable_and_total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,26 @@ class Model:
     """An encoder with its adapters and heads."""
 
     config: EncoderConfig
-    backbone: dict
-    adapters: dict[str, dict]  # by family; empty for a plain encoder
-    heads: dict[str, dict]
+    params: dict  # {'backbone': ..., 'lora': {adapter: ...}, 'head': {family: ...}} as float32 NumPy
     tokenizer: tokenizers.Tokenizer
+    strategy: Strategy
     meta: dict  # of the checkpoint; empty for a Hugging Face directory
+
+    @property
+    def backbone(self) -> dict:
+        """The encoder's own tree."""
+        return self.params["backbone"]
+
+    @property
+    def heads(self) -> dict[str, dict]:
+        """Pre-finetuning heads by family."""
+        return self.params.get("head", {})
+
+    @property
+    def adapters(self) -> dict[str, dict]:
+        """LoRA trees by the family they serve; empty for a plain encoder. A shared adapter serves every family."""
+        named = {f: self.strategy.adapter_of(f) for f in self.strategy.families}
+        return {f: self.params["lora"][a] for f, a in named.items() if a is not None}
 
     @functools.cached_property
     def _apply(self):
@@ -84,20 +99,10 @@ def load(path: str | os.PathLike) -> Model:
     folder = checkpoints.find(pathlib.Path(path))
     if folder is None:
         start = load_pretrained(path)
-        return Model(start.config, start.params, {}, {}, start.tokenizer, {})
+        return Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
     saved = checkpoints.read(folder)
-    strategy = Strategy(saved.meta["strategy"], tuple((g, tuple(f)) for g, f in saved.meta["touch_table"]))
-    tree = {"backbone": saved.backbone, "lora": saved.adapters, "head": saved.heads}
-    trainable, total = trainable_and_total(strategy.counts(tree))
+    strategy = Strategy(saved.meta["strategy"], tuple((group, tuple(f)) for group, f in saved.meta["touch_table"]))
+    trainable, total = trainable_and_total(strategy.counts(saved.params))
     print(f"{folder}: strategy {strategy.name}, step {saved.meta['step']}, {trainable:,} of {total:,} parameters trainable")
-    adapters = saved.adapters
-    if "shared" in adapters:  # one adapter that serves every family
-        adapters = {f: adapters["shared"] for f in strategy.families}
-    return Model(
-        EncoderConfig(**saved.meta["encoder"]),
-        saved.backbone,
-        adapters,
-        saved.heads,
-        tokenizers.Tokenizer.from_str(saved.tokenizer),
-        saved.meta,
-    )
+    config = EncoderConfig(**saved.meta["encoder"])
+    return Model(config, saved.params, tokenizers.Tokenizer.from_str(saved.tokenizer), strategy, saved.meta)

@@ -1,0 +1,87 @@
+"""Where do the families' gradients conflict? A report from a checkpoint and fresh batches.
+
+python -m experiments.conflict --config=configs/minilm.py --checkpoint=runs/naive --workdir=runs/naive/conflict \
+    --config.data.root=DIR
+
+At the checkpoint's parameters, per block of the shared parameters (embeddings, each layer, each kind of matrix): the
+cosine between families, the cosine of two disjoint batches of one family as the reference level, the noise-corrected
+cosine, the share of rounds below zero, the ratio of norms. Sources, batch sizes and LoRA are the run's own; from
+--config come only conflict.*, data.root, data.cache and devices. Writes conflict.json, conflict.html, and grams.npz
+with the raw Gram matrices.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import Progress
+
+import jaxprefit
+from experiments import wiring
+from jaxprefit import cli, train
+from jaxprefit.conflict import report as conflict_report
+from jaxprefit.conflict.probe import probe
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json, write_text
+from jaxprefit.report import page
+from jaxprefit.sharding import make_mesh, put_batch, put_state
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
+    """Probes the checkpoint, writes the report, returns what conflict.json holds."""
+    if not checkpoint:
+        raise UserError("--checkpoint is missing; give the workdir of a run that trained two families together")
+    if config.conflict.batches < 2:
+        raise UserError(f"conflict.batches is {config.conflict.batches}; an interval needs at least 2, better 24")
+    model = jaxprefit.load(checkpoint)
+    if not model.meta:
+        raise UserError(f"{checkpoint} is a plain encoder, no run; the probe needs both families' heads")
+    strategy = model.strategy
+    flat = flatten_dict(model.params, sep="/")
+    shared = [path for path in flat if len(strategy.touched_by(path)) > 1]
+    if not shared:
+        raise UserError(f"strategy '{strategy.name}' shares no parameter between families; nothing can conflict")
+    saved, data, setup = wiring.reopen(model, config, workdir)
+    mesh = make_mesh(config.devices)
+    flat = put_state(mesh, flat)
+    gradients = {
+        name: jax.jit(lambda f, batch, name=name: train.family_gradients(setup, name, f, batch, None)[2])
+        for name in setup.families
+    }
+    streams = wiring.streams(data, setup.families, saved, config.conflict.seed + 7919)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        row = bar.add_task("probing", total=config.conflict.batches)
+        blocks = probe(
+            lambda name, batch: gradients[name](flat, put_batch(mesh, batch)),
+            streams,
+            shared,
+            config.conflict.batches,
+            lambda n: bar.update(row, completed=n),
+        )
+    settings = {
+        "checkpoint": checkpoint,
+        "step": model.meta["step"],
+        "strategy": strategy.name,
+        "batches": config.conflict.batches,
+        "batch_size": {name: saved.data[name].batch_size for name in setup.families},
+        "seed": config.conflict.seed,
+    }
+    first, second = setup.families
+    result = conflict_report.content(blocks, (first, second), settings)
+    workdir.mkdir(parents=True, exist_ok=True)
+    np.savez(workdir / "grams.npz", **{k.replace("/", "."): v for k, v in blocks.items()})  # type: ignore[arg-type]
+    write_json(workdir / "conflict.json", result)
+    title = f"Gradient conflict: {strategy.name}, step {model.meta['step']}"
+    write_text(workdir / "conflict.html", page(title, conflict_report.html_parts(result)))
+    conflict_report.print_tables(result)
+    print(f"wrote {workdir / 'conflict.json'} and {workdir / 'conflict.html'}")
+    return result
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", checkpoint="Workdir of a run, or one of its steps.")

@@ -1,0 +1,204 @@
+"""The conflict report: tables on the terminal, figures, an HTML page. Its content is the dict of conflict.json.
+
+A cosine never stands alone: beside it are its interval, the cosine inside each family at the same batch size (the
+reference level), the batch size and the number of batches. Where the data cannot decide, the cell says so.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxprefit import report
+from jaxprefit.conflict import gram, measures
+
+VERSION = 1
+KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
+_COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"}
+
+
+def content(blocks: Mapping[str, np.ndarray], families: tuple[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What conflict.json holds, from the probe's finest blocks (see experiments/results/README.md)."""
+    groupings = {
+        "whole": gram.regroup(blocks, lambda _: "whole"),
+        "layer": gram.regroup(blocks, lambda b: b.split("/")[0]),
+        "kind": gram.regroup(blocks, kind_of),
+        "module": dict(blocks),
+    }
+    return {
+        "schema": "jaxprefit.conflict",
+        "version": VERSION,
+        "families": list(families),
+        **settings,
+        "interval_level": measures.LEVEL,
+        "blocks": {name: _ordered(measures.describe_blocks(g, 0, 1)) for name, g in groupings.items()},
+    }
+
+
+def kind_of(block: str) -> str:
+    """'layer_3/query' -> 'query'; LayerNorms together, embeddings apart."""
+    part, module = block.split("/")
+    return "embeddings" if part == "embeddings" else "norm" if module.endswith("norm") else module
+
+
+def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """One row of text a block."""
+    out = []
+    for name, b in blocks.items():
+        within = " / ".join(_text(c) for c in b["cosine_within"])
+        corrected = "undecided" if b["verdict"] == "undecided" else _text(b["corrected_cosine"])
+        out.append(
+            [
+                name,
+                f"{_text(b['cosine'])} {_range(b['cosine_interval'])}",
+                within,
+                f"{corrected} {_range(b['corrected_interval'])}",
+                "-" if b["share_negative"] is None else f"{100 * b['share_negative']:.0f} %",
+                "-" if b["norm_ratio"] is None else f"{b['norm_ratio']:.2f}",
+            ]
+        )
+    return out
+
+
+def header(families: tuple[str, str]) -> list[str]:
+    """Column names for `rows`."""
+    a, b = families
+    return ["block", "cosine [95 %]", f"within {a} / {b}", "noise-corrected [95 %]", "negative", f"norm {a}/{b}"]
+
+
+def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer", "kind")) -> None:
+    """The report on the terminal."""
+    families = tuple(result["families"])
+    for grouping in groupings:
+        table = Table(title=f"gradient conflict {families[0]} vs {families[1]}, by {grouping}")
+        for i, name in enumerate(header(families)):  # type: ignore[arg-type]
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        for row in rows({**result["blocks"][grouping], **result["blocks"]["whole"]}):
+            table.add_row(*row)
+        Console(width=132).print(table)
+    print(explain(result))
+
+
+def explain(result: Mapping[str, Any]) -> str:
+    """How to read the table, with the numbers that a cosine must not be without."""
+    a, b = result["families"]
+    sizes = ", ".join(f"{result['batch_size'][f]} {f}" for f in (a, b))
+    return (
+        f"{result['batches']} rounds at fixed parameters (step {result['step']}, {result['strategy']}), batch size {sizes}. "
+        f"'within' is the cosine of two disjoint batches of one family: the most that batch noise lets any cosine reach. "
+        f"'noise-corrected' estimates the cosine of the expected gradients; 'undecided' means its 95 % interval includes "
+        f"zero or the noise leaves it undefined. 'negative' is the share of rounds with a cosine below zero. "
+        f"A negative cosine is consistent with harm, it does not show it."
+    )
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, tuple[matplotlib.figure.Figure, str]]:
+    """Name -> (figure, what it shows in words)."""
+    a, b = result["families"]
+    return {
+        "layers": (_layers(result), f"Cosine between {a} and {b} gradients per layer, with reference levels and norms"),
+        "modules": (_modules(result), f"Noise-corrected cosine between {a} and {b} by layer and kind of matrix"),
+    }
+
+
+def html_parts(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """Sections for `report.page`."""
+    families: tuple[str, str] = tuple(result["families"])
+    pictures = figures(result)
+    sections = [("Per layer", [report.picture(*pictures["layers"])]), ("Per matrix", [report.picture(*pictures["modules"])])]
+    for (_, parts), grouping in zip(sections, ("layer", "kind")):
+        blocks = {**result["blocks"][grouping], **result["blocks"]["whole"]}
+        parts.append(report.table(header(families), rows(blocks)))
+    sections[0][1].insert(0, report.paragraph(explain(result)))
+    return sections
+
+
+def _layers(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    blocks, (a, b) = result["blocks"]["layer"], result["families"]
+    names = list(blocks)
+    y = np.arange(len(names))
+    figure = matplotlib.figure.Figure(figsize=(11, 0.45 * len(names) + 1.8), layout="constrained")
+    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(3, 1, 1))
+    left.axvline(0, color="#444", lw=0.8)
+    for k, name in enumerate(names):
+        block = blocks[name]
+        color = _COLORS[block["verdict"]]
+        _point(left, block["cosine"], block["cosine_interval"], k + 0.14, "#444444", "o")
+        _point(left, block["corrected_cosine"], block["corrected_interval"], k - 0.14, color, "D")
+        for c, marker in zip(block["cosine_within"], ("|", "x")):
+            if c is not None:
+                left.plot(c, k, marker, color="#d98c00", ms=8)
+        if block["share_negative"] is not None:
+            middle.barh(k, block["share_negative"], color="#bbbbbb")
+        if block["norm_ratio"] is not None:
+            right.plot(block["norm_ratio"], k, "o", color="#444444")
+    handles = [
+        left.plot([], [], "o", color="#444444", label="raw cosine, 95 %")[0],
+        *(left.plot([], [], "D", color=c, label=f"noise-corrected: {v}")[0] for v, c in _COLORS.items()),
+        left.plot([], [], "|", color="#d98c00", ms=8, label=f"two batches of {a}")[0],
+        left.plot([], [], "x", color="#d98c00", ms=8, label=f"two batches of {b}")[0],
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    left.set(yticks=y, yticklabels=names, xlabel=f"cosine between {a} and {b}")
+    left.invert_yaxis()
+    middle.axvline(0.5, color="#444", lw=0.8, ls=":")
+    middle.set(xlim=(0, 1), xlabel="share of negative rounds")
+    right.axvline(1, color="#444", lw=0.8, ls=":")
+    right.set(xscale="log", xlabel=f"norm {a} / {b}")
+    return figure
+
+
+def _point(ax: Any, value: float | None, bounds: list[float | None], y: float, color: str, marker: str) -> None:
+    if value is not None and None not in bounds:
+        ax.plot(bounds, [y, y], color=color, lw=1.5)
+        ax.plot(value, y, marker, color=color, ms=5)
+
+
+def _modules(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    blocks = result["blocks"]["module"]
+    layers = [n for n in result["blocks"]["layer"] if n.startswith("layer_")]
+    values = np.asarray(
+        [[_or_nan(blocks.get(f"{layer}/{kind}", {}).get("corrected_cosine")) for kind in KINDS] for layer in layers]
+    )
+    figure = matplotlib.figure.Figure(figsize=(8, 0.5 * len(layers) + 1.6), layout="constrained")
+    ax = figure.subplots()
+    limit = max(0.1, float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.1)
+    image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+    for i, layer in enumerate(layers):
+        for j, kind in enumerate(KINDS):
+            verdict = blocks.get(f"{layer}/{kind}", {}).get("verdict", "undecided")
+            decided = verdict != "undecided"
+            text = f"{values[i, j]:+.2f}" if decided else "undecided"
+            dark = decided and abs(values[i, j]) > 0.6 * limit
+            ax.text(j, i, text, ha="center", va="center", fontsize=9 if decided else 7, color="white" if dark else "#333")
+    ax.set(xticks=range(len(KINDS)), xticklabels=KINDS, yticks=range(len(layers)), yticklabels=layers)
+    ax.tick_params(length=0)
+    figure.colorbar(image, label="noise-corrected cosine")
+    return figure
+
+
+def _ordered(blocks: dict[str, Any]) -> dict[str, Any]:
+    """Embeddings first, then layers by number."""
+
+    def key(name: str) -> tuple:
+        part, _, rest = name.partition("/")
+        number = int(part.removeprefix("layer_")) if part.startswith("layer_") else -1
+        position = KINDS.index(rest or part) if (rest or part) in KINDS else len(KINDS)
+        return (not name.startswith("embeddings"), number, position, name)
+
+    return {name: blocks[name] for name in sorted(blocks, key=key)}
+
+
+def _or_nan(x: float | None) -> float:
+    return float("nan") if x is None else x
+
+
+def _text(x: float | None) -> str:
+    return "-" if x is None else f"{x:+.3f}"
+
+
+def _range(bounds: list[float | None]) -> str:
+    return "" if None in bounds else f"[{bounds[0]:+.3f}, {bounds[1]:+.3f}]"
