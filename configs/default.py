@@ -59,7 +59,7 @@ def get_config() -> ConfigDict:
     c.run.log_every = 1  # steps between lines of metrics.jsonl
 
     c.conflict = ConfigDict()  # the probe at fixed parameters
-    c.conflict.batches = 24  # batch pairs per family
+    c.conflict.rounds = 24  # each with two fresh batches per family
     c.conflict.seed = 1  # of the fresh batches
 
     c.downstream = ConfigDict()

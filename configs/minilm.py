@@ -25,4 +25,5 @@ def get_config() -> ConfigDict:
     c.downstream.ner = ("ner/wnut17", "ner/mit_restaurant")
     c.downstream.tc = ("tc/banking77", "tc/tweet_emotion")
     c.downstream.steps = 200
+    c.downstream.max_length = 48
     return c

@@ -35,8 +35,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     """Probes the checkpoint, writes the report, returns what conflict.json holds."""
     if not checkpoint:
         raise UserError("--checkpoint is missing; give the workdir of a run that trained two families together")
-    if config.conflict.batches < 2:
-        raise UserError(f"conflict.batches is {config.conflict.batches}; an interval needs at least 2, better 24")
+    if config.conflict.rounds < 4:
+        raise UserError(f"conflict.rounds is {config.conflict.rounds}; an interval needs at least 4, better 24")
     model = jaxprefit.load(checkpoint)
     if not model.meta:
         raise UserError(f"{checkpoint} is a plain encoder, no run; the probe needs both families' heads")
@@ -55,26 +55,27 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     streams = wiring.streams(data, setup.families, saved, config.conflict.seed + 7919)
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
-        row = bar.add_task("probing", total=config.conflict.batches)
+        row = bar.add_task("probing", total=config.conflict.rounds)
         blocks = probe(
             lambda name, batch: gradients[name](flat, put_batch(mesh, batch)),
             streams,
             shared,
-            config.conflict.batches,
+            config.conflict.rounds,
             lambda n: bar.update(row, completed=n),
         )
     settings = {
         "checkpoint": checkpoint,
         "step": model.meta["step"],
         "strategy": strategy.name,
-        "batches": config.conflict.batches,
+        "rounds": config.conflict.rounds,
         "batch_size": {name: saved.data[name].batch_size for name in setup.families},
         "seed": config.conflict.seed,
     }
     first, second = setup.families
     result = conflict_report.content(blocks, (first, second), settings)
     workdir.mkdir(parents=True, exist_ok=True)
-    np.savez(workdir / "grams.npz", **{k.replace("/", "."): v for k, v in blocks.items()})  # type: ignore[arg-type]
+    arrays = {f"{block}:{part}": array for block, g in blocks.items() for part, array in g._asdict().items()}
+    np.savez(workdir / "grams.npz", **arrays)  # type: ignore[arg-type]
     write_json(workdir / "conflict.json", result)
     title = f"Gradient conflict: {strategy.name}, step {model.meta['step']}"
     write_text(workdir / "conflict.html", page(title, conflict_report.html_parts(result)))

@@ -48,7 +48,8 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     spec = wiring.lora_spec(config, model.config)
     tasks = load_tasks(config, workdir, model)
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
-    settings = json.loads(json.dumps({"start": start, "downstream": c.to_dict(), "lora": config.lora.to_dict()}))
+    recipe = {k: v for k, v in c.to_dict().items() if k not in ("ner", "tc", "seeds")}
+    settings = json.loads(json.dumps({"start": start, "downstream": recipe, "lora": config.lora.to_dict()}))
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
     results = []
     console = Console(stderr=True)

@@ -26,6 +26,8 @@ from jaxprefit.errors import UserError
 from jaxprefit.train import TrainState
 
 FORMAT_VERSION = 1
+PLACES = ("data.root", "data.cache", "model.path", "devices")
+"""Config keys that may differ when a run is continued elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +150,10 @@ def _read_tree(folder: pathlib.Path) -> dict:
 
 
 def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """'key: old -> new' for the first differing leaf of two nested configs; '' where they agree."""
+    """'key: old -> new' for the first differing leaf of two nested configs; '' where they agree but for places."""
     a, b = (flatten_dict(json.loads(json.dumps(c)), sep=".") for c in (old, new))
     for key in sorted(a.keys() | b.keys()):
-        if a.get(key) != b.get(key):
+        if key not in PLACES and a.get(key) != b.get(key):
             return f"{key}: {a.get(key)} -> {b.get(key)}"
     return ""
 

@@ -14,13 +14,14 @@ from rich.table import Table
 
 from jaxprefit import report
 from jaxprefit.conflict import gram, measures
+from jaxprefit.conflict.probe import Grams
 
 VERSION = 1
 KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
 _COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"}
 
 
-def content(blocks: Mapping[str, np.ndarray], families: tuple[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
+def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What conflict.json holds, from the probe's finest blocks (see experiments/results/README.md)."""
     groupings = {
         "whole": gram.regroup(blocks, lambda _: "whole"),
@@ -34,7 +35,10 @@ def content(blocks: Mapping[str, np.ndarray], families: tuple[str, str], setting
         "families": list(families),
         **settings,
         "interval_level": measures.LEVEL,
-        "blocks": {name: _ordered(measures.describe_blocks(g, 0, 1)) for name, g in groupings.items()},
+        "blocks": {
+            name: _ordered({block: measures.describe(*grams, 0, 1) for block, grams in grouped.items()})
+            for name, grouped in groupings.items()
+        },
     }
 
 
@@ -49,13 +53,13 @@ def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     out = []
     for name, b in blocks.items():
         within = " / ".join(_text(c) for c in b["cosine_within"])
-        corrected = "undecided" if b["verdict"] == "undecided" else _text(b["corrected_cosine"])
         out.append(
             [
                 name,
                 f"{_text(b['cosine'])} {_range(b['cosine_interval'])}",
                 within,
-                f"{corrected} {_range(b['corrected_interval'])}",
+                b["verdict"],
+                f"{_text(b['corrected_cosine'])} {_range(b['corrected_interval'])}" if _known(b) else "undecided",
                 "-" if b["share_negative"] is None else f"{100 * b['share_negative']:.0f} %",
                 "-" if b["norm_ratio"] is None else f"{b['norm_ratio']:.2f}",
             ]
@@ -66,7 +70,7 @@ def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def header(families: tuple[str, str]) -> list[str]:
     """Column names for `rows`."""
     a, b = families
-    return ["block", "cosine [95 %]", f"within {a} / {b}", "noise-corrected [95 %]", "negative", f"norm {a}/{b}"]
+    return ["block", "cosine [95 %]", f"within {a} / {b}", "verdict", "noise-corrected [95 %]", "negative", f"norm {a}/{b}"]
 
 
 def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer", "kind")) -> None:
@@ -78,7 +82,7 @@ def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
         for row in rows({**result["blocks"][grouping], **result["blocks"]["whole"]}):
             table.add_row(*row)
-        Console(width=132).print(table)
+        Console(width=140).print(table)
     print(explain(result))
 
 
@@ -87,11 +91,11 @@ def explain(result: Mapping[str, Any]) -> str:
     a, b = result["families"]
     sizes = ", ".join(f"{result['batch_size'][f]} {f}" for f in (a, b))
     return (
-        f"{result['batches']} rounds at fixed parameters (step {result['step']}, {result['strategy']}), batch size {sizes}. "
+        f"{result['rounds']} rounds at fixed parameters (step {result['step']}, {result['strategy']}), batch size {sizes}. "
         f"'within' is the cosine of two disjoint batches of one family: the most that batch noise lets any cosine reach. "
-        f"'noise-corrected' estimates the cosine of the expected gradients; 'undecided' means its 95 % interval includes "
-        f"zero or the noise leaves it undefined. 'negative' is the share of rounds with a cosine below zero. "
-        f"A negative cosine is consistent with harm, it does not show it."
+        f"'verdict' is the sign of the expected gradients' inner product where its 95 % interval (per block, not corrected "
+        f"for the number of blocks) excludes zero; 'noise-corrected' is their cosine. 'negative' is the share of rounds "
+        f"with a cosine below zero. A negative cosine is consistent with harm; it does not show it."
     )
 
 
@@ -125,7 +129,7 @@ def _layers(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
     left.axvline(0, color="#444", lw=0.8)
     for k, name in enumerate(names):
         block = blocks[name]
-        color = _COLORS[block["verdict"]]
+        color = _COLORS[block["verdict"] if _known(block) else "undecided"]
         _point(left, block["cosine"], block["cosine_interval"], k + 0.14, "#444444", "o")
         _point(left, block["corrected_cosine"], block["corrected_interval"], k - 0.14, color, "D")
         for c, marker in zip(block["cosine_within"], ("|", "x")):
@@ -147,7 +151,7 @@ def _layers(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
     middle.axvline(0.5, color="#444", lw=0.8, ls=":")
     middle.set(xlim=(0, 1), xlabel="share of negative rounds")
     right.axvline(1, color="#444", lw=0.8, ls=":")
-    right.set(xscale="log", xlabel=f"norm {a} / {b}")
+    right.set(xlim=(0, None), xlabel=f"norm {a} / {b}")
     return figure
 
 
@@ -161,7 +165,10 @@ def _modules(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
     blocks = result["blocks"]["module"]
     layers = [n for n in result["blocks"]["layer"] if n.startswith("layer_")]
     values = np.asarray(
-        [[_or_nan(blocks.get(f"{layer}/{kind}", {}).get("corrected_cosine")) for kind in KINDS] for layer in layers]
+        [
+            [b["corrected_cosine"] if _known(b) else np.nan for b in (blocks[f"{layer}/{kind}"] for kind in KINDS)]
+            for layer in layers
+        ]
     )
     figure = matplotlib.figure.Figure(figsize=(8, 0.5 * len(layers) + 1.6), layout="constrained")
     ax = figure.subplots()
@@ -169,12 +176,11 @@ def _modules(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
     image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for i, layer in enumerate(layers):
         for j, kind in enumerate(KINDS):
-            verdict = blocks.get(f"{layer}/{kind}", {}).get("verdict", "undecided")
-            decided = verdict != "undecided"
-            text = f"{values[i, j]:+.2f}" if decided else "undecided"
-            dark = decided and abs(values[i, j]) > 0.6 * limit
-            ax.text(j, i, text, ha="center", va="center", fontsize=9 if decided else 7, color="white" if dark else "#333")
-    ax.set(xticks=range(len(KINDS)), xticklabels=KINDS, yticks=range(len(layers)), yticklabels=layers)
+            known = np.isfinite(values[i, j])
+            text = f"{values[i, j]:+.2f}" if known else "undecided"
+            color = "white" if known and abs(values[i, j]) > 0.6 * limit else "#333"
+            ax.text(j, i, text, ha="center", va="center", fontsize=9 if known else 7, color=color)
+    ax.set(xticks=range(len(KINDS)), xticklabels=[k.replace("_", "\n") for k in KINDS], yticks=range(len(layers)), yticklabels=layers)
     ax.tick_params(length=0)
     figure.colorbar(image, label="noise-corrected cosine")
     return figure
@@ -192,8 +198,10 @@ def _ordered(blocks: dict[str, Any]) -> dict[str, Any]:
     return {name: blocks[name] for name in sorted(blocks, key=key)}
 
 
-def _or_nan(x: float | None) -> float:
-    return float("nan") if x is None else x
+def _known(block: Mapping[str, Any]) -> bool:
+    """Whether the noise-corrected cosine may stand as a number: its interval is there and excludes zero."""
+    low, high = block["corrected_interval"]
+    return block["verdict"] != "undecided" and low is not None and high is not None and low * high > 0
 
 
 def _text(x: float | None) -> str:

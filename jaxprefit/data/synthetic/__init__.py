@@ -50,7 +50,9 @@ def ner_records(n: int, seed: int, held_out: bool = False) -> list[dict[str, lis
 
 
 def pairs(n: int, seed: int, held_out: bool = False) -> list[dict[str, str]]:
-    """`n` weak pairs: two texts of one situation, such as a message and its reply."""
+    """`n` weak pairs: two texts of one situation, such as a message and its reply.
+
+    In half of them both texts are about the same persons, places and so on."""
     writer = _Writer(seed, held_out)
     return [dict(zip("ab", map(_text, writer.pair()), strict=True)) for _ in range(n)]
 
@@ -97,8 +99,11 @@ class _Writer:
         """The two sides of one situation."""
 
         def sides() -> list[Tagged]:
+            first, second = map(self._draw, self.pick(SITUATIONS))
             slots: dict[str, str] = {}
-            return [self._render(self._draw(side), slots) for side in self.pick(SITUATIONS)]
+            one = self._render(first, slots)
+            # Half of the pairs share their details, half only the situation: else matching names would be enough.
+            return [one, self._render(second, slots if self._random() < 0.5 else {})]
 
         return [self._finish(side) for side in self._fitting(sides)]
 
