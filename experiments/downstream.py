@@ -86,7 +86,9 @@ def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
     cache, tasks = str(wiring.cache_folder(config, workdir)), []
     longest = config.downstream.max_length
     if not 4 <= longest <= model.config.max_positions:
-        raise UserError(f"downstream.max_length is {longest}; this encoder takes 4 to {model.config.max_positions} tokens")
+        raise UserError(
+            f"downstream.max_length is {longest}; this encoder takes 4 to {model.config.max_positions} tokens"
+        )
     for family, cls in TASKS.items():
         for name in config.downstream[family]:
             train, test = (sources.prepare(name, cls.kind, config.data.root, cache, split=s) for s in ("train", "test"))
@@ -101,7 +103,9 @@ def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
 def print_table(content: dict[str, Any]) -> None:
     """The scores, in percent."""
     start = content["start"]
-    table = Table("task", "main score", "beside it", "train / test rows", title=f"{start['strategy']}: {start['checkpoint']}")
+    table = Table(
+        "task", "main score", "beside it", "train / test rows", title=f"{start['strategy']}: {start['checkpoint']}"
+    )
     for r in content["tasks"]:
         m = r["mean"]
         if r["family"] == "ner":

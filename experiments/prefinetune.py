@@ -93,4 +93,3 @@ def print_counts(strategy: Strategy, counts: dict[str, tuple[int, tuple[str, ...
 
 if __name__ == "__main__":
     cli.run(run, __doc__ or "")
-

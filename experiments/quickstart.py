@@ -97,7 +97,10 @@ def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str
         "frozen backbone. NER F1 is strict IOB2 span F1. Held-out losses are of the strategy's own families."
     )
     sections = [
-        ("Strategies", [report.paragraph(text), report.picture(*pictures["scores"]), report.table(HEADER, rows(summary))]),
+        (
+            "Strategies",
+            [report.paragraph(text), report.picture(*pictures["scores"]), report.table(HEADER, rows(summary))],
+        ),
         *((f"Conflict in the naive run: {h.lower()}", parts) for h, parts in conflict_report.html_parts(found)),
     ]
     write_text(workdir / "report.html", report.page("jaxprefit quickstart", sections))

@@ -88,7 +88,9 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
     out = {}
     for name, cls in FAMILIES.items():
         c = config.data[name]
-        prepared = [sources.prepare(s, cls.kind, config.data.root, str(cache), limit=config.data.limit) for s in c.sources]
+        prepared = [
+            sources.prepare(s, cls.kind, config.data.root, str(cache), limit=config.data.limit) for s in c.sources
+        ]
         if not prepared:
             continue
         seen = [p.name for p in prepared]
@@ -163,7 +165,9 @@ def parse_weights(text: str, key: str) -> dict[str, float]:
     return weights
 
 
-def reopen(model: Model, config: ConfigDict, workdir: pathlib.Path) -> tuple[ConfigDict, dict[str, FamilyData], train.Setup]:
+def reopen(
+    model: Model, config: ConfigDict, workdir: pathlib.Path
+) -> tuple[ConfigDict, dict[str, FamilyData], train.Setup]:
     """(config, data, setup) of the run that `model` was loaded from, to take its gradients again.
 
     data.root, data.cache and devices come from `config` where given there, all else from the checkpoint.
@@ -188,7 +192,9 @@ def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
 
 def saved_config(config: ConfigDict) -> dict[str, Any]:
     """The part of a config that a continued run must share with its beginning, as JSON."""
-    return {k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in ("run", "conflict", "downstream")}
+    return {
+        k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in ("run", "conflict", "downstream")
+    }
 
 
 def held_out_scores(run: Run, config: ConfigDict, flat: Mapping[str, jax.Array]) -> dict[str, dict[str, float]]:

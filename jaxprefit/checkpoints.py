@@ -79,7 +79,9 @@ class Checkpoints:
         meta = _read_meta(folder)
         changed = _first_difference(meta["config"], config)
         if changed:
-            raise UserError(f"{folder} was written with another config: {changed}; use a new --workdir, or change it back")
+            raise UserError(
+                f"{folder} was written with another config: {changed}; use a new --workdir, or change it back"
+            )
         trees = {**_items(like.params), "optimizer": like.opt_state}
         args = {
             name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))

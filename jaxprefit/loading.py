@@ -76,7 +76,9 @@ class Model:
             return {"params": self.backbone}
         if adapter not in self.adapters:
             there = ", ".join(self.adapters) or "none"
-            raise UserError(f"no adapter '{adapter}' in this model (adapters: {there}); adapter=None is the bare backbone")
+            raise UserError(
+                f"no adapter '{adapter}' in this model (adapters: {there}); adapter=None is the bare backbone"
+            )
         return {"params": self.backbone, "lora": self.adapters[adapter]}
 
     def export(self, path: str | os.PathLike, adapter: str | None = None) -> None:
@@ -103,6 +105,8 @@ def load(path: str | os.PathLike) -> Model:
     saved = checkpoints.read(folder)
     strategy = Strategy(saved.meta["strategy"], tuple((group, tuple(f)) for group, f in saved.meta["touch_table"]))
     trainable, total = trainable_and_total(strategy.counts(saved.params))
-    print(f"{folder}: strategy {strategy.name}, step {saved.meta['step']}, {trainable:,} of {total:,} parameters trainable")
+    print(
+        f"{folder}: strategy {strategy.name}, step {saved.meta['step']}, {trainable:,} of {total:,} parameters trainable"
+    )
     config = EncoderConfig(**saved.meta["encoder"])
     return Model(config, saved.params, tokenizers.Tokenizer.from_str(saved.tokenizer), strategy, saved.meta)

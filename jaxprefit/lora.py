@@ -33,9 +33,7 @@ class LoraSpec:
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}; it must be at least 1 (for no LoRA choose strategy 'naive')")
         if not 1 <= self.last_layers <= config.num_layers:
-            raise UserError(
-                f"lora.last_layers is {self.last_layers}; this encoder has layers 1 to {config.num_layers}"
-            )
+            raise UserError(f"lora.last_layers is {self.last_layers}; this encoder has layers 1 to {config.num_layers}")
         unknown = [t for t in self.targets if t not in LINEAR_MAPS]
         if unknown or not self.targets:
             raise UserError(f"lora.targets {list(self.targets)}: choose from {', '.join(LINEAR_MAPS)}")
@@ -88,6 +86,4 @@ def pad(lora: Mapping, rank: int) -> dict:
         a, b = jnp.pad(m["a"], ((0, 0), (0, extra))), jnp.pad(m["b"], ((0, extra), (0, 0)))
         return {"a": a, "b": b, "scale": m["scale"]}
 
-    return {
-        layer: {name: pad_map(f"{layer}/{name}", m) for name, m in maps.items()} for layer, maps in lora.items()
-    }
+    return {layer: {name: pad_map(f"{layer}/{name}", m) for name, m in maps.items()} for layer, maps in lora.items()}

@@ -54,9 +54,7 @@ def make_optimizer(strategy: Strategy, params: Flat, cfg: OptimizerConfig) -> op
 
         return optax.adamw(schedule(group, cfg), cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, mask=decayed)
 
-    transforms = {
-        group: adamw(group) if touching else optax.set_to_zero() for group, touching in strategy.table
-    }
+    transforms = {group: adamw(group) if touching else optax.set_to_zero() for group, touching in strategy.table}
     return optax.partition(transforms, {path: strategy.group_of(path) for path in params})
 
 

@@ -119,7 +119,9 @@ def read_config(file: pathlib.Path) -> EncoderConfig:
     if activation not in _ACTIVATIONS:
         raise UserError(f"{file}: activation '{activation}'; supported are {', '.join(_ACTIVATIONS)}")
     if c.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{file}: position_embedding_type '{c['position_embedding_type']}'; only 'absolute' is supported")
+        raise UserError(
+            f"{file}: position_embedding_type '{c['position_embedding_type']}'; only 'absolute' is supported"
+        )
     sizes = {ours: c[key] for ours, key in theirs.items()}
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise UserError(f"{file}: hidden size {sizes['hidden_size']} is not divisible by {sizes['num_heads']} heads")

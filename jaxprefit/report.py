@@ -19,7 +19,9 @@ img { max-width: 100%; } .note { color: #555; }
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A page of (heading, parts); parts are HTML from `paragraph`, `table` and `picture`."""
     body = "".join(f"<h2>{html.escape(h)}</h2>\n{''.join(parts)}" for h, parts in sections)
-    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    head = (
+        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
+    )
     return f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
 
 

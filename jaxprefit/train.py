@@ -59,12 +59,9 @@ def init_params(
     return {
         "backbone": jax.tree.map(jnp.asarray, start.params),
         "lora": {
-            a: lora_lib.init_lora(spec, start.config, jax.random.fold_in(lora_key, index[a]))
-            for a in strategy.adapters
+            a: lora_lib.init_lora(spec, start.config, jax.random.fold_in(lora_key, index[a])) for a in strategy.adapters
         },
-        "head": {
-            f: families[f].init_head(jax.random.fold_in(head_key, index[f]), start) for f in strategy.families
-        },
+        "head": {f: families[f].init_head(jax.random.fold_in(head_key, index[f]), start) for f in strategy.families},
     }
 
 

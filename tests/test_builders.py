@@ -38,9 +38,7 @@ class ToyTags(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "words": tfds.features.Sequence(tfds.features.Text()),
-            "ner": tfds.features.Sequence(
-                tfds.features.ClassLabel(names=["O", "I-PER", "B-LOC", "I-LOC"])
-            ),
+            "ner": tfds.features.Sequence(tfds.features.ClassLabel(names=["O", "I-PER", "B-LOC", "I-LOC"])),
             "topic": tfds.features.ClassLabel(names=["people", "places"]),
             "stars": tfds.features.Scalar(np.int64),
             "title": tfds.features.Text(),
@@ -160,9 +158,7 @@ def test_built_once_and_again_only_when_something_changed(source: Source, cache:
     assert calls == [50, 7, 49, 49] and len(entries(cache)) == 4
 
 
-def test_a_huge_source_becomes_several_parts(
-    source: Source, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_huge_source_becomes_several_parts(source: Source, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builders, "PART_BYTES", 300)  # about three rows
     data = prepare(source, cache)
     assert len(list(data.directory.glob("*array_record*"))) > 10
@@ -256,9 +252,7 @@ assert len(data) == 2000 and data[1999]["label"] == "odd"
         lambda folder: next(folder.glob("*array_record*")).write_bytes(b"x" * 100_000),
     ],
 )
-def test_a_damaged_cache_is_told(
-    source: Source, cache: Path, damage: Callable[[Path], Any]
-) -> None:
+def test_a_damaged_cache_is_told(source: Source, cache: Path, damage: Callable[[Path], Any]) -> None:
     damage(prepare(source, cache).directory)
     with pytest.raises(UserError, match=r"cache.*delete") as caught:
         prepare(source, cache)[0]

@@ -94,9 +94,7 @@ def test_golden_file_lists_the_tensors_of_the_formula() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("with_prefix", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_hidden_states_are_those_of_transformers(
-    name: str, with_prefix: bool, dtype: type, tmp_path: Path
-) -> None:
+def test_hidden_states_are_those_of_transformers(name: str, with_prefix: bool, dtype: type, tmp_path: Path) -> None:
     golden = CASES[name]
     prefix = golden["config"]["model_type"] + "." if with_prefix else ""
     model = load(tmp_path, golden, prefix, dtype)
@@ -124,9 +122,7 @@ def test_parameter_tree_is_the_one_of_init(model: Loaded) -> None:
 
 
 def test_last_hidden_is_the_last_of_all(model: Loaded) -> None:
-    last = Encoder(model.config).apply(
-        {"params": model.params}, model.ids, model.mask, model.types, all_hidden=False
-    )
+    last = Encoder(model.config).apply({"params": model.params}, model.ids, model.mask, model.types, all_hidden=False)
     # One call runs op by op, the other compiled as a whole: rounding differs.
     np.testing.assert_allclose(last, model.states[-1], rtol=0, atol=1e-5)
 

@@ -24,9 +24,7 @@ NER = [
 PAIRS = [{"a": "one, two", "b": 'say "yes"'}, {"a": "x\ny", "b": "z"}]
 LABELLED = [{"text": "good film", "label": "pos"}, {"text": "caf\u00e9 noir", "label": "neg"}]
 
-no_fixture_check = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+no_fixture_check = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -44,10 +42,7 @@ def jsonl(rows: list[Any]) -> str:
 
 
 def conll(rows: list[dict[str, list[str]]], sep: str = " ") -> str:
-    return "\n".join(
-        "".join(f"{t}{sep}x{sep}{g}\n" for t, g in zip(r["tokens"], r["tags"], strict=True))
-        for r in rows
-    )
+    return "\n".join("".join(f"{t}{sep}x{sep}{g}\n" for t, g in zip(r["tokens"], r["tags"], strict=True)) for r in rows)
 
 
 def failure(path: Path, kind: str, **settings: Any) -> str:
@@ -60,9 +55,7 @@ def failure(path: Path, kind: str, **settings: Any) -> str:
 
 # ---- tags ----------------------------------------------------------------------------------
 
-spans = st.lists(
-    st.tuples(st.sampled_from(["", "PER", "LOC", "a-b"]), st.integers(1, 4)), max_size=8
-)
+spans = st.lists(st.tuples(st.sampled_from(["", "PER", "LOC", "a-b"]), st.integers(1, 4)), max_size=8)
 
 
 def encode(spans: list[tuple[str, int]], scheme: str) -> list[str]:
@@ -147,9 +140,7 @@ def test_what_is_accepted_is_valid_iob2(tags: list[str], scheme: str) -> None:
         (".tsv", "labelled", "text\tlabel\n" + 'a "b\tneg\n', [{"text": 'a "b', "label": "neg"}]),
     ],
 )
-def test_formats(
-    tmp_path: Path, suffix: str, kind: str, content: str, expected: Any, compression: str
-) -> None:
+def test_formats(tmp_path: Path, suffix: str, kind: str, content: str, expected: Any, compression: str) -> None:
     path = write(tmp_path / f"my.data{suffix}{compression}", content)
     assert list(read(path, kind)) == (expected or [{"text": "t", "label": "7"}])
 
@@ -174,9 +165,7 @@ def test_settings(tmp_path: Path) -> None:
 
     path = write(tmp_path / "b.csv", "Review;Stars\nfine;4\n")
     columns = {"text": "Review", "label": "Stars"}
-    assert list(read(path, "labelled", columns=columns, delimiter=";")) == [
-        {"text": "fine", "label": "4"}
-    ]
+    assert list(read(path, "labelled", columns=columns, delimiter=";")) == [{"text": "fine", "label": "4"}]
 
 
 def test_long_csv_fields_and_lines_up_to_the_limit(tmp_path: Path) -> None:

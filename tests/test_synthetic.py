@@ -70,9 +70,7 @@ def test_same_seed_same_records(generate, held_out):
 def test_same_on_every_machine_and_python_version():
     records = [generate(100, 3, held_out) for generate in KINDS for held_out in (False, True)]
     digest = hashlib.sha256(json.dumps([records, synthetic.corpus(100, 3)]).encode()).hexdigest()
-    assert digest[:16] == "b20ad8c84f9a7373", (
-        "the text has changed; if that is meant, update this value"
-    )
+    assert digest[:16] == "b20ad8c84f9a7373", "the text has changed; if that is meant, update this value"
 
 
 @BOTH
@@ -122,9 +120,7 @@ def test_held_out_phrases_and_words_are_disjoint():
         assert not parts[0] & parts[1]
         assert parts[0] | parts[1] == set(block)
         assert len(parts[1]) == len(block) // 3
-    names = [
-        {synthetic._Writer(seed, h)._built_name() for seed in range(3000)} for h in (False, True)
-    ]
+    names = [{synthetic._Writer(seed, h)._built_name() for seed in range(3000)} for h in (False, True)]
     assert not names[0] & names[1]
     assert min(map(len, names)) > 1000
 
@@ -139,9 +135,7 @@ def test_held_out_entities_are_disjoint():
 
 
 def test_downstream_test_meets_unseen_names():
-    train, test = (
-        {e for r in synthetic.ner_records(500, seed, True) for e in entities(r)} for seed in (0, 1)
-    )
+    train, test = ({e for r in synthetic.ner_records(500, seed, True) for e in entities(r)} for seed in (0, 1))
     unseen = [e for e in test if e[0] in OPEN_TYPES and e not in train]
     assert len(unseen) > 0.6 * sum(e[0] in OPEN_TYPES for e in test)
 
@@ -171,9 +165,7 @@ def test_the_sides_of_a_pair_belong_together(held_out):
 
     def overlap(shift: int) -> float:
         shifted = words[1][shift:] + words[1][:shift]
-        return float(
-            np.mean([len(a & b) / len(a | b) for a, b in zip(words[0], shifted, strict=True)])
-        )
+        return float(np.mean([len(a & b) / len(a | b) for a, b in zip(words[0], shifted, strict=True)]))
 
     assert 2 * overlap(1) < overlap(0) < 0.5
 

@@ -70,7 +70,15 @@ def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def header(families: tuple[str, str]) -> list[str]:
     """Column names for `rows`."""
     a, b = families
-    return ["block", "cosine [95 %]", f"within {a} / {b}", "verdict", "noise-corrected [95 %]", "negative", f"norm {a}/{b}"]
+    return [
+        "block",
+        "cosine [95 %]",
+        f"within {a} / {b}",
+        "verdict",
+        "noise-corrected [95 %]",
+        "negative",
+        f"norm {a}/{b}",
+    ]
 
 
 def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer", "kind")) -> None:
@@ -112,7 +120,10 @@ def html_parts(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     """Sections for `report.page`."""
     families: tuple[str, str] = tuple(result["families"])
     pictures = figures(result)
-    sections = [("Per layer", [report.picture(*pictures["layers"])]), ("Per matrix", [report.picture(*pictures["modules"])])]
+    sections = [
+        ("Per layer", [report.picture(*pictures["layers"])]),
+        ("Per matrix", [report.picture(*pictures["modules"])]),
+    ]
     for (_, parts), grouping in zip(sections, ("layer", "kind")):
         blocks = {**result["blocks"][grouping], **result["blocks"]["whole"]}
         parts.append(report.table(header(families), rows(blocks)))
@@ -180,7 +191,12 @@ def _modules(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
             text = f"{values[i, j]:+.2f}" if known else "undecided"
             color = "white" if known and abs(values[i, j]) > 0.6 * limit else "#333"
             ax.text(j, i, text, ha="center", va="center", fontsize=9 if known else 7, color=color)
-    ax.set(xticks=range(len(KINDS)), xticklabels=[k.replace("_", "\n") for k in KINDS], yticks=range(len(layers)), yticklabels=layers)
+    ax.set(
+        xticks=range(len(KINDS)),
+        xticklabels=[k.replace("_", "\n") for k in KINDS],
+        yticks=range(len(layers)),
+        yticklabels=layers,
+    )
     ax.tick_params(length=0)
     figure.colorbar(image, label="noise-corrected cosine")
     return figure

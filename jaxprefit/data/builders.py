@@ -97,9 +97,7 @@ class Prepared:
             self.rows: int = meta["rows"]
             self.types: tuple[str, ...] = tuple(meta["types"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{directory}: the cache is damaged ({type(error).__name__}); delete the folder"
-            ) from None
+            raise UserError(f"{directory}: the cache is damaged ({type(error).__name__}); delete the folder") from None
 
     @functools.cached_property
     def _data(self) -> Any:
@@ -135,16 +133,11 @@ class JaxprefitRecords(tfds.core.GeneratorBasedBuilder):
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self, features=self._kind.features(), disable_shuffling=True
-        )
+        return tfds.core.DatasetInfo(builder=self, features=self._kind.features(), disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         keyed = enumerate(self._rows)  # one iterator: TFDS drains the parts one after another
-        return {
-            f"rows{part:04d}": self._generate_examples(keyed, count)
-            for part, count in enumerate(self._parts)
-        }
+        return {f"rows{part:04d}": self._generate_examples(keyed, count) for part, count in enumerate(self._parts)}
 
     def _generate_examples(  # type: ignore[override]
         self, keyed: Iterator[tuple[int, Record]], count: int
@@ -253,9 +246,7 @@ def _locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
         with _as_user_error(f"tfds {source.tfds}"):
             for area in TFDS_AREAS:
                 importlib.import_module(f"tensorflow_datasets.{area}")
-            builder = tfds.builder(
-                source.tfds, data_dir=source.path or None, file_format="array_record"
-            )
+            builder = tfds.builder(source.tfds, data_dir=source.path or None, file_format="array_record")
         rows = functools.partial(_tfds_rows, source, kind, builder, quiet)
         return builder.info.full_name, "tfds", rows
     if not source.path:
@@ -304,9 +295,7 @@ def _tfds_folder(path: Path) -> Path | None:
     if (path / "dataset_info.json").is_file():
         return path
     versions = [
-        info.parent
-        for info in path.glob("*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+        info.parent for info in path.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
     ]
     return max(versions, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
 

@@ -146,8 +146,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if len(line) > MAX_LINE:
                     raise UserError(
-                        f"{path}:{number}: the line is longer than {MAX_LINE >> 20} MiB; "
-                        "write one record a line"
+                        f"{path}:{number}: the line is longer than {MAX_LINE >> 20} MiB; write one record a line"
                     )
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
@@ -156,8 +155,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(
-            f"{path}:{number + 1}: cannot be read ({error}); "
-            "check that the file is whole and is what its suffix says"
+            f"{path}:{number + 1}: cannot be read ({error}); check that the file is whole and is what its suffix says"
         ) from None
 
 
@@ -169,13 +167,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             detail = getattr(error, "msg", "a value is too long or too deep")
-            raise UserError(
-                f"{path}:{number}: not JSON ({detail}); write one JSON object a line"
-            ) from None
+            raise UserError(f"{path}:{number}: not JSON ({detail}); write one JSON object a line") from None
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}:{number}: a JSON {type(row).__name__}, not an object; "
-                "write one JSON object a line"
+                f"{path}:{number}: a JSON {type(row).__name__}, not an object; write one JSON object a line"
             )
         yield number, row
 
@@ -188,9 +183,7 @@ def _csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[tuple[int, d
         lines = (line for _, line in _lines(path))
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     except (TypeError, ValueError):  # which of them depends on the Python
-        raise UserError(
-            f"{path}: the delimiter {delimiter!r} cannot be; give one character"
-        ) from None
+        raise UserError(f"{path}: the delimiter {delimiter!r} cannot be; give one character") from None
     heading: list[str] = []
     number = 1
     try:
@@ -201,9 +194,7 @@ def _csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[tuple[int, d
                     raise UserError(f"{path}:{number}: two headings are the same; rename one")
             elif row and len(row) != len(heading):
                 hint = "quote a field that holds the delimiter" if quotes else "mend the row"
-                raise UserError(
-                    f"{path}:{number}: {len(row)} fields under {len(heading)} headings; {hint}"
-                )
+                raise UserError(f"{path}:{number}: {len(row)} fields under {len(heading)} headings; {hint}")
             elif row:
                 yield number, dict(zip(heading, row, strict=True))
             number = reader.line_num + 1
@@ -211,9 +202,7 @@ def _csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[tuple[int, d
         raise UserError(f"{path}:{number}: not CSV ({error}); mend the quotes") from None
 
 
-def _conll_rows(
-    path: Path, columns: Columns, delimiter: str | None
-) -> Iterator[tuple[int, dict[str, list[str]]]]:
+def _conll_rows(path: Path, columns: Columns, delimiter: str | None) -> Iterator[tuple[int, dict[str, list[str]]]]:
     """Sentences as {"tokens", "tags"}; the number is that of the sentence's first line."""
     indices = list(columns.values())
     if not all(isinstance(index, int) for index in indices):
@@ -245,8 +234,7 @@ def _conll_rows(
             row[field].append(value)
         if len(row["tokens"]) > MAX_TOKENS:
             raise UserError(
-                f"{path}:{start}: a sentence of over {MAX_TOKENS:,} tokens; "
-                "put a blank line after each sentence"
+                f"{path}:{start}: a sentence of over {MAX_TOKENS:,} tokens; put a blank line after each sentence"
             )
     if start:
         yield start, row

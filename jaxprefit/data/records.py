@@ -74,10 +74,7 @@ def _split(tag: str, letters: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _unclosed(i: int, type_name: str, scheme: str) -> str:
-    return (
-        f"the entity {reprlib.repr(type_name)} is not closed at tag {i}; "
-        f"end it as {scheme} does, or set the scheme"
-    )
+    return f"the entity {reprlib.repr(type_name)} is not closed at tag {i}; end it as {scheme} does, or set the scheme"
 
 
 def entity_types(tags: Iterable[str]) -> set[str]:
@@ -97,9 +94,7 @@ def _check_unicode(text: str, field: str) -> None:
     try:  # JSON can spell half of a surrogate pair, which no UTF-8 file can hold
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{field!r} has a lone surrogate at character {error.start}; write it as UTF-8"
-        ) from None
+        raise ValueError(f"{field!r} has a lone surrogate at character {error.start}; write it as UTF-8") from None
 
 
 def _type_of(value: object) -> str:
@@ -202,9 +197,7 @@ def pick(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     near = difflib.get_close_matches(missing, there, n=1, cutoff=0.5)
     hint = f"did you mean {reprlib.repr(near[0])}? " if near else ""
     shown = ", ".join(map(reprlib.repr, there[:10])) + (", ..." if len(there) > 10 else "")
-    raise ValueError(
-        f"no column {reprlib.repr(missing)} among {shown or 'none'}; {hint}map the columns"
-    )
+    raise ValueError(f"no column {reprlib.repr(missing)} among {shown or 'none'}; {hint}map the columns")
 
 
 def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> Record:

@@ -88,9 +88,7 @@ def _integer(text: str, options: dict[str, str], key: str, default: int) -> int:
     return int(value)
 
 
-def _generated(
-    text: str, what: str, kind: str, options: dict[str, str], cache: str, split: str
-) -> builders.Prepared:
+def _generated(text: str, what: str, kind: str, options: dict[str, str], cache: str, split: str) -> builders.Prepared:
     """Generated records, written to a file once and then read like any other source."""
     if what != kind:
         raise UserError(f"source '{text}' gives '{what}' records where '{kind}' records are needed")

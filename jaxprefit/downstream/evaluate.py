@@ -33,14 +33,10 @@ def tc_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]
     labels = sorted(set(gold))
     return {
         "accuracy": float(sklearn.metrics.accuracy_score(gold, predicted)),
-        "macro_f1": float(
-            sklearn.metrics.f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)
-        ),
+        "macro_f1": float(sklearn.metrics.f1_score(gold, predicted, labels=labels, average="macro", zero_division=0)),
     }
 
 
 def ill_formed(tags: Sequence[str]) -> bool:
     """Whether some I-X does not follow B-X or I-X."""
-    return any(
-        tag.startswith("I-") and before[2:] != tag[2:] for before, tag in zip(["O", *tags], tags)
-    )
+    return any(tag.startswith("I-") and before[2:] != tag[2:] for before, tag in zip(["O", *tags], tags))

@@ -21,9 +21,7 @@ from jaxprefit.strategies import Strategy
 _HEAD = ("head/task", ("task",))
 MODES: dict[str, Strategy] = {
     # What an app does: the backbone stays as it is, its own adapter and head are trained.
-    "adapter": Strategy(
-        "adapter", (("lora/*/scale", ()), ("backbone", ()), ("lora/task", ("task",)), _HEAD)
-    ),
+    "adapter": Strategy("adapter", (("lora/*/scale", ()), ("backbone", ()), ("lora/task", ("task",)), _HEAD)),
     # Only a linear head, on the backbone through the family's adapter as it came.
     "probe": Strategy("probe", (("backbone", ()), _HEAD)),
     # Everything, the family's adapter merged into the weights first.
@@ -69,9 +67,7 @@ def subset(rows: int, fraction: float) -> np.ndarray:
     return np.random.default_rng(0).permutation(rows)[: max(1, round(rows * fraction))]
 
 
-def start_params(
-    model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, key: jax.Array
-) -> train.Params:
+def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, key: jax.Array) -> train.Params:
     """The trees that a task starts from.
 
     In mode adapter the family's adapter where the model has one, else a fresh one of shape `spec`, so that all

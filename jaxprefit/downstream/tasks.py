@@ -31,9 +31,7 @@ class Task(Family):
     labels: tuple[str, ...]
 
     @classmethod
-    def create(
-        cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer
-    ) -> Self:
+    def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         return cls(tokenizer, config["max_length"], cls.label_set(sources[0].types))
 
     @staticmethod

@@ -28,9 +28,7 @@ class Family(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def create(
-        cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer
-    ) -> Self:
+    def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         """The family over its prepared sources; `config` is its part of the run's config."""
 
     @abc.abstractmethod

@@ -34,9 +34,7 @@ class ClassificationFamily(Family):
     temperature: float
 
     @classmethod
-    def create(
-        cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer
-    ) -> Self:
+    def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         return cls(tokenizer, config["max_length"], config["temperature"])
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:

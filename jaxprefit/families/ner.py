@@ -61,9 +61,7 @@ class NerFamily(Family):
     annotated: Mapping[str, np.ndarray]  # source -> [C] bool
 
     @classmethod
-    def create(
-        cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer
-    ) -> Self:
+    def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         by_source = {s.name: {concept_name(t) for t in s.types} for s in sources}
         for source, types in by_source.items():
             if not types:

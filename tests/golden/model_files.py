@@ -45,9 +45,7 @@ def tokenizer(lower: bool = True) -> Tokenizer:
     return made
 
 
-def write_model(
-    path: Path, config: dict, tensors: Mapping[str, np.ndarray], lower: bool = True
-) -> Path:
+def write_model(path: Path, config: dict, tensors: Mapping[str, np.ndarray], lower: bool = True) -> Path:
     """A directory of config.json, model.safetensors and tokenizer.json."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))

@@ -109,9 +109,7 @@ class _Writer:
 
     def labelled(self, label: str) -> Tagged:
         """A text whose main clause has this label; the other clause, if any, has another one."""
-        family, frames = (
-            (REQUESTS, REQUEST_FRAMES) if label in REQUESTS else (STATEMENTS, STATEMENT_FRAMES)
-        )
+        family, frames = (REQUESTS, REQUEST_FRAMES) if label in REQUESTS else (STATEMENTS, STATEMENT_FRAMES)
         others = [name for name in family if name != label]
 
         def sentence() -> list[Tagged]:

@@ -1,0 +1,9 @@
+"""Every test runs on the CPU, in full float32, with one device; tests of several devices start a process of their own."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+
+jax.config.update("jax_default_matmul_precision", "highest")
