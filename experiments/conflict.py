@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     result = conflict_report.content(blocks, (first, second), settings)
     workdir.mkdir(parents=True, exist_ok=True)
     arrays = {f"{block}:{part}": array for block, g in blocks.items() for part, array in g._asdict().items()}
-    np.savez(workdir / "grams.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(workdir / "grams.npz", **arrays)
     write_json(workdir / "conflict.json", result)
     title = f"Gradient conflict: {strategy.name}, step {model.meta['step']}"
     write_text(workdir / "conflict.html", page(title, conflict_report.html_parts(result)))

@@ -9,6 +9,7 @@ Hugging Face directory. Writes WORKDIR/scores.json, and one file per finished ta
 same command continues where it was stopped.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -16,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import jaxprefit
@@ -50,17 +51,19 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
     recipe = {k: v for k, v in c.to_dict().items() if k not in ("ner", "tc", "seeds")}
     settings = json.loads(json.dumps({"start": start, "downstream": recipe, "lora": config.lora.to_dict()}))
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-    results = []
+    results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         for data in tasks:
             cells = []
+            # A finished cell is used again only for the same checkpoint, recipe and rows.
+            identity = [settings, data.train.directory.name, data.test.directory.name]
+            digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
             for seed in c.seeds:
                 file = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
                 if not file.exists():
                     row = bar.add_task(f"{data.name} seed {seed}", total=cfg.steps)
-                    scores = finetune(model, data, spec, cfg, seed, lambda n, row=row: bar.update(row, completed=n))
+                    scores = finetune(model, data, spec, cfg, seed, functools.partial(_advance, bar, row))
                     file.parent.mkdir(parents=True, exist_ok=True)
                     write_json(file, {"seed": seed, **scores})
                 cells.append(json.loads(file.read_text()))
@@ -115,6 +118,10 @@ def print_table(content: dict[str, Any]) -> None:
         table.add_row(r["task"], main, beside, f"{r['train_rows']:,} / {r['test_rows']:,}")
     Console(width=110).print(table)
     print("NER F1 is strict IOB2 (seqeval); the lenient score repairs ill-formed tags")
+
+
+def _advance(bar: Progress, row: TaskID, done: int) -> None:
+    bar.update(row, completed=done)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -146,7 +146,7 @@ def _require(folder: pathlib.Path, item: str) -> None:
 
 def _read_tree(folder: pathlib.Path) -> dict:
     reader = ocp.PyTreeCheckpointer()
-    metadata = reader.metadata(folder).item_metadata.tree  # type: ignore[union-attr]
+    metadata = reader.metadata(folder).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
     return reader.restore(folder, restore_args=as_numpy)
 

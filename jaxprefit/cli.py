@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -17,7 +17,7 @@ USER_ERROR_STATUS = 2
 
 
 def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> None:
-    """Parses flags and calls main(config, workdir, **extra); a UserError becomes one line on standard error and status 2.
+    """Parses flags and calls main(config, workdir, **extra); a UserError becomes one line on stderr and status 2.
 
     `config` is the default config file; `extra` are names of further string flags with their help texts.
     """
@@ -92,6 +92,6 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[str]:
     return out
 
 
-def _fail(message: str, status: int = USER_ERROR_STATUS) -> None:
+def _fail(message: str, status: int = USER_ERROR_STATUS) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

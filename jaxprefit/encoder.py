@@ -56,9 +56,9 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
         if self.has_variable("lora", "a"):
-            a, b = (self.get_variable("lora", n).astype(self.dtype) for n in ("a", "b"))
+            a, b, scale = (jnp.asarray(self.get_variable("lora", n), self.dtype) for n in ("a", "b", "scale"))
             # alpha / rank: an array, so that adapters of different rank swap without recompiling, but never trained.
-            scale = jax.lax.stop_gradient(self.get_variable("lora", "scale")).astype(self.dtype)
+            scale = jax.lax.stop_gradient(scale)
             z = nn.Dropout(lora_dropout)(x, deterministic=deterministic)
             # Unmerged on purpose: merging inside a loss would compute the dense gradient of the kernel.
             y = y + ((z @ a) @ b) * scale

@@ -105,8 +105,7 @@ def load(path: str | os.PathLike) -> Model:
     saved = checkpoints.read(folder)
     strategy = Strategy(saved.meta["strategy"], tuple((group, tuple(f)) for group, f in saved.meta["touch_table"]))
     trainable, total = trainable_and_total(strategy.counts(saved.params))
-    print(
-        f"{folder}: strategy {strategy.name}, step {saved.meta['step']}, {trainable:,} of {total:,} parameters trainable"
-    )
+    at = f"strategy {strategy.name}, step {saved.meta['step']}"
+    print(f"{folder}: {at}, {trainable:,} of {total:,} parameters trainable")
     config = EncoderConfig(**saved.meta["encoder"])
     return Model(config, saved.params, tokenizers.Tokenizer.from_str(saved.tokenizer), strategy, saved.meta)

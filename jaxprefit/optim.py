@@ -81,10 +81,10 @@ def apply_gradients(
     active = {group for group, touching in strategy.table if present & set(touching)}
     full = {path: grads[path] if path in grads else jnp.zeros_like(p) for path, p in params.items()}
     updates, new_state = tx.update(full, opt_state, params)
-    inner: Mapping = opt_state.inner_states  # type: ignore[attr-defined]
-    new_inner = {g: s if g in active else inner[g] for g, s in new_state.inner_states.items()}  # type: ignore
+    inner: Mapping = opt_state.inner_states
+    new_inner = {g: s if g in active else inner[g] for g, s in new_state.inner_states.items()}
     new_params = {
         path: p + updates[path].astype(p.dtype) if strategy.group_of(path) in active else p
         for path, p in params.items()
     }
-    return new_params, new_state._replace(inner_states=new_inner)  # type: ignore[attr-defined]
+    return new_params, new_state._replace(inner_states=new_inner)

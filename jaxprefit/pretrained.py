@@ -185,7 +185,7 @@ def _read_weights(folder: pathlib.Path, config: EncoderConfig) -> dict:
     try:
         # The 'flax' reader knows bfloat16, NumPy does not; device_get brings the arrays back to the host.
         with safetensors.safe_open(file, "flax") as f:
-            raw = {k: f.get_tensor(k) for k in f.keys()}
+            raw = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except Exception as e:
         raise UserError(f"{file}: not a readable safetensors file ({_one_line(e)}); fetch it again") from e
     found = {}

@@ -22,7 +22,10 @@ def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     head = (
         f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
     )
-    return f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
+    return (
+        f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head>"
+        f"<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
+    )
 
 
 def paragraph(text: str) -> str:
@@ -39,7 +42,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def picture(figure: Any, alt: str) -> str:
     """A matplotlib figure as an inline PNG; `alt` says in words what it shows."""
-    return f"<img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{base64.b64encode(png(figure)).decode()}'>\n"
+    data = base64.b64encode(png(figure)).decode()
+    return f"<img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>\n"
 
 
 def png(figure: Any) -> bytes:

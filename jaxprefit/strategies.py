@@ -77,7 +77,7 @@ class Strategy:
 
 
 def trainable_and_total(counts: Mapping[str, tuple[int, tuple[str, ...]]]) -> tuple[int, int]:
-    """Trainable and all parameters of `Strategy.counts`; constants (rows with '*' or frozen head rows) count in total."""
+    """Trainable and all parameters of `Strategy.counts`; constants count in the total only."""
     return sum(n for n, touching in counts.values() if touching), sum(n for n, _ in counts.values())
 
 
@@ -104,7 +104,7 @@ def make(name: str, families: Iterable[str], constants: Iterable[str] = ()) -> S
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         raise UserError(f"strategy '{name}' is unknown; {hint}")
-    rows = [("lora/*/scale", ())] if adapters else []
+    rows: list[tuple[str, tuple[str, ...]]] = [("lora/*/scale", ())] if adapters else []
     rows += [(c, ()) for c in constants if c.split("/")[1] in trained]
     rows += [("backbone", backbone)]
     rows += [(f"lora/{adapter}", touching) for adapter, touching in adapters.items()]

@@ -6,7 +6,7 @@ Each family has its own batch, so keeping the families' gradients apart costs no
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -90,8 +90,15 @@ def apply_family(
         variables["lora"] = params["lora"][adapter]
 
     def encode(input_ids: jax.Array, mask: jax.Array) -> jax.Array:
-        dropout = {} if key is None else {"rngs": {"dropout": key}, "deterministic": False}
-        return setup.encoder.apply(variables, input_ids, mask, lora_dropout=setup.lora_dropout, **dropout)
+        hidden = setup.encoder.apply(
+            variables,
+            input_ids,
+            mask,
+            lora_dropout=setup.lora_dropout,
+            deterministic=key is None,
+            rngs=None if key is None else {"dropout": key},
+        )
+        return cast(jax.Array, hidden)
 
     return method(params.get("head", {}).get(name, {}), encode, batch)
 
@@ -135,7 +142,7 @@ def combine(
     blocks = gram_lib.gram([{p: grads[n][p] for p in shared} for n in names], gram_lib.by_layer)
     weights = aggregate(sum(blocks.values()))  # type: ignore[arg-type]
     for path in shared:
-        combined[path] = sum(w * grads[n][path] for w, n in zip(weights, names))  # type: ignore[assignment]
+        combined[path] = sum(w * grads[n][path] for w, n in zip(weights, names))
     return combined, blocks
 
 

@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, in full float32, with one device; tests of several devices start a process of their own."""
+"""Every test runs on one CPU device, in full float32; tests of several devices start a process of their own."""
 
 import os
 

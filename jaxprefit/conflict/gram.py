@@ -5,6 +5,7 @@ function of these small matrices. Gram matrices add up: a coarser block's is the
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +45,9 @@ def by_module(path: str) -> str:
     return "/".join(path.split("/")[1:-1])
 
 
-def regroup(blocks: Mapping[str, jax.Array], rename: Callable[[str], str]) -> dict[str, jax.Array]:
-    """Coarser blocks by adding up: `rename` maps a fine block's name to its coarse one. Works on stacked [..., T, T]."""
-    coarse: dict[str, jax.Array] = {}
+def regroup(blocks: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Coarser blocks by adding up: `rename` maps a fine block's name to its coarse one. Values are whatever adds."""
+    coarse: dict[str, Any] = {}
     for block, m in blocks.items():
         name = rename(block)
         coarse[name] = coarse[name] + m if name in coarse else m

@@ -23,7 +23,7 @@ _COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"
 
 def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What conflict.json holds, from the probe's finest blocks (see experiments/results/README.md)."""
-    groupings = {
+    groupings: dict[str, dict[str, Grams]] = {
         "whole": gram.regroup(blocks, lambda _: "whole"),
         "layer": gram.regroup(blocks, lambda b: b.split("/")[0]),
         "kind": gram.regroup(blocks, kind_of),
@@ -36,7 +36,9 @@ def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Ma
         **settings,
         "interval_level": measures.LEVEL,
         "blocks": {
-            name: _ordered({block: measures.describe(*grams, 0, 1) for block, grams in grouped.items()})
+            name: _ordered(
+                {block: measures.describe(grams.rounds, grams.groups, 0, 1) for block, grams in grouped.items()}
+            )
             for name, grouped in groupings.items()
         },
     }
@@ -86,7 +88,7 @@ def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer
     families = tuple(result["families"])
     for grouping in groupings:
         table = Table(title=f"gradient conflict {families[0]} vs {families[1]}, by {grouping}")
-        for i, name in enumerate(header(families)):  # type: ignore[arg-type]
+        for i, name in enumerate(header(families)):
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
         for row in rows({**result["blocks"][grouping], **result["blocks"]["whole"]}):
             table.add_row(*row)
@@ -99,11 +101,12 @@ def explain(result: Mapping[str, Any]) -> str:
     a, b = result["families"]
     sizes = ", ".join(f"{result['batch_size'][f]} {f}" for f in (a, b))
     return (
-        f"{result['rounds']} rounds at fixed parameters (step {result['step']}, {result['strategy']}), batch size {sizes}. "
-        f"'within' is the cosine of two disjoint batches of one family: the most that batch noise lets any cosine reach. "
-        f"'verdict' is the sign of the expected gradients' inner product where its 95 % interval (per block, not corrected "
-        f"for the number of blocks) excludes zero; 'noise-corrected' is their cosine. 'negative' is the share of rounds "
-        f"with a cosine below zero. A negative cosine is consistent with harm; it does not show it."
+        f"{result['rounds']} rounds at fixed parameters (step {result['step']}, {result['strategy']}), batch size {sizes}."
+        " 'within' is the cosine of two disjoint batches of one family: with that much noise, no raw cosine between"
+        " families can be large. 'verdict' is the sign of the expected gradients' inner product where its 95 % interval"
+        " (per block, not corrected for the number of blocks) excludes zero; 'noise-corrected' is their cosine."
+        " 'negative' is the share of rounds with a cosine below zero. A negative cosine is consistent with harm; it does"
+        " not show it."
     )
 
 
@@ -185,12 +188,11 @@ def _modules(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
     ax = figure.subplots()
     limit = max(0.1, float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.1)
     image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
-    for i, layer in enumerate(layers):
-        for j, kind in enumerate(KINDS):
-            known = np.isfinite(values[i, j])
-            text = f"{values[i, j]:+.2f}" if known else "undecided"
-            color = "white" if known and abs(values[i, j]) > 0.6 * limit else "#333"
-            ax.text(j, i, text, ha="center", va="center", fontsize=9 if known else 7, color=color)
+    for (i, j), value in np.ndenumerate(values):
+        known = bool(np.isfinite(value))
+        color = "white" if known and abs(value) > 0.6 * limit else "#333"
+        text = f"{value:+.2f}" if known else "undecided"
+        ax.text(j, i, text, ha="center", va="center", fontsize=9 if known else 7, color=color)
     ax.set(
         xticks=range(len(KINDS)),
         xticklabels=[k.replace("_", "\n") for k in KINDS],

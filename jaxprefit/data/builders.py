@@ -139,9 +139,7 @@ class JaxprefitRecords(tfds.core.GeneratorBasedBuilder):
         keyed = enumerate(self._rows)  # one iterator: TFDS drains the parts one after another
         return {f"rows{part:04d}": self._generate_examples(keyed, count) for part, count in enumerate(self._parts)}
 
-    def _generate_examples(  # type: ignore[override]
-        self, keyed: Iterator[tuple[int, Record]], count: int
-    ) -> Iterator[tuple[int, Record]]:
+    def _generate_examples(self, keyed: Iterator[tuple[int, Record]], count: int) -> Iterator[tuple[int, Record]]:
         yield from itertools.islice(keyed, count)
 
     # TFDS prints these two to stdout whatever the log level.

@@ -39,7 +39,8 @@ def mixture(
     """An endless, deterministic stream of `family`'s batches.
 
     Each source is shuffled anew every epoch and repeated for ever, so none is exhausted; `weights` are shares by
-    source name (1 where a source is not named), by default in proportion to size. The iterator's `get_state` / `set_state` resume it exactly.
+    source name (1 where a source is not named), by default in proportion to size. The
+    iterator's `get_state` / `set_state` resume it exactly.
     """
     if not sources:
         raise UserError(f"family '{family.name}' has no data source; name at least one in data.{family.name}.sources")
@@ -47,7 +48,8 @@ def mixture(
     if unknown:
         known = ", ".join(name for name, _ in sources)
         raise UserError(f"data.{family.name}.weights names '{min(unknown)}', which is not a source ({known})")
-    parts, shares = [], []
+    parts: list[grain.MapDataset] = []
+    shares: list[float] = []
     for name, rows in sources:
         if not len(rows):
             raise UserError(f"source '{name}' has no rows left for training; it needs more than data.held_out rows")

@@ -181,7 +181,7 @@ def _csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[tuple[int, d
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     try:
         lines = (line for _, line in _lines(path))
-        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)  # type: ignore[arg-type]
     except (TypeError, ValueError):  # which of them depends on the Python
         raise UserError(f"{path}: the delimiter {delimiter!r} cannot be; give one character") from None
     heading: list[str] = []

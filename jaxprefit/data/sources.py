@@ -17,6 +17,7 @@ import os
 import pathlib
 import tempfile
 import urllib.parse
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import rich.console
@@ -27,7 +28,11 @@ from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
 
 _OPTIONS = ("split", "limit", "format", "scheme")
-_GENERATED = {"ner": synthetic.ner_records, "pairs": synthetic.pairs, "labelled": synthetic.labelled_records}
+_GENERATED: dict[str, Callable[..., Any]] = {
+    "ner": synthetic.ner_records,
+    "pairs": synthetic.pairs,
+    "labelled": synthetic.labelled_records,
+}
 
 
 def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit: int = 0) -> builders.Prepared:
@@ -50,7 +55,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
         scheme=options.pop("scheme", "iob2"),
         columns=tuple((f, int(c) if c.lstrip("-").isdigit() else c) for f, c in sorted(options.items())),
     )
-    with _progress(address) as callback:
+    with _Progress(address) as callback:
         return builders.prepare(source, cache, callback)
 
 
@@ -95,9 +100,14 @@ def _generated(text: str, what: str, kind: str, options: dict[str, str], cache: 
     rows, seed = _integer(text, options, "rows", 2000), _integer(text, options, "seed", 0)
     held_out = bool(_integer(text, options, "held_out", 0))
     # Splits differ by their seed; nothing else is promised of generated text.
-    seed += {"": 0, "train": 0, "dev": 1000, "test": 2000}[options.pop("split", split)]
+    splits = {"": 0, "train": 0, "dev": 1000, "test": 2000}
+    split = options.pop("split", split)
+    if split not in splits:
+        raise UserError(f"source '{text}': no split '{split}'; choose from train, dev, test")
+    seed += splits[split]
     file = pathlib.Path(cache, f"generated_{kind}_{rows}_{seed}_{int(held_out)}.jsonl")
-    lines = "".join(json.dumps(r) + "\n" for r in _GENERATED[kind](rows, seed, held_out))
+    records: Iterable[Mapping[str, Any]] = _GENERATED[kind](rows, seed, held_out)
+    lines = "".join(json.dumps(r) + "\n" for r in records)
     if not file.exists() or file.read_text() != lines:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as f:
@@ -107,7 +117,7 @@ def _generated(text: str, what: str, kind: str, options: dict[str, str], cache: 
 
 
 @dataclasses.dataclass
-class _progress:
+class _Progress:
     """A progress bar for building a cache, shown only on a terminal and only once rows are written."""
 
     name: str

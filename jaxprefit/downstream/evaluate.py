@@ -1,4 +1,4 @@
-"""Scores of predictions. NER: micro span F1 in strict IOB2 mode, the lenient score beside it. TC: accuracy, macro-F1."""
+"""Scores of predictions. NER: strict IOB2 span F1 and the lenient score beside it. TC: accuracy and macro-F1."""
 
 import warnings
 from collections.abc import Sequence

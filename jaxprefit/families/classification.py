@@ -24,7 +24,7 @@ from jaxprefit.pretrained import Pretrained
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationFamily(Family):
-    """Batch: a_ids, b_ids [B, L] int32; a_mask, b_mask [B, L] bool; a_key, b_key [B] int32 (equal texts, equal keys)."""
+    """Batch: a_ids, b_ids [B, L] int32; a_mask, b_mask [B, L] bool; a_key, b_key [B] int32, equal for equal texts."""
 
     name = "tc"
     kind = "pairs"
