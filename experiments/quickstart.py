@@ -92,8 +92,9 @@ def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str
     pictures = {"scores": (scores_figure(summary), "Downstream NER F1 against TC accuracy, one point a strategy")}
     text = (
         "All text here is generated from a grammar with open vocabularies, so that this page needs no download. It "
-        "shows the program at work; differences between strategies on one seed of generated text are no evidence about real "
-        "text. Strategies train for equal steps; downstream, each gets a LoRA of the same shape and a linear head on "
+        "shows the program at work; differences between strategies on one seed of generated text are no evidence "
+        "about real text. Strategies train for equal steps; downstream, each gets a LoRA of the same shape and a "
+        "linear head on "
         "the frozen backbone. NER F1 is strict IOB2 span F1. Held-out losses are of the strategy's own families."
     )
     sections = [

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -53,6 +54,21 @@ _LAYERS = {
 _STACK = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
 # Tensors a file may hold beside the encoder: the pooler, heads of the pre-training, a buffer of old versions.
 _BESIDE = re.compile(r"^(pooler\.|cls\.|classifier\.|pre_classifier\.|vocab_|qa_outputs\.|embeddings\.position_ids$)")
+_COMMON_SIZES = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
+_SIZES = {
+    "bert": {
+        "hidden_size": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "intermediate_size": "intermediate_size",
+    },
+    "distilbert": {
+        "hidden_size": "dim",
+        "num_layers": "n_layers",
+        "num_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+    },
+}
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
@@ -88,65 +104,64 @@ def save_pretrained(
         names[p]: np.ascontiguousarray(_transposed(p, np.asarray(leaf, np.float32)))
         for p, leaf in flatten_dict(params, sep="/").items()
     }
-    temporary = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-    temporary.chmod(0o755)
-    safetensors.numpy.save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(_hf_config(config), indent=2) + "\n")
-    tokenizer.save(str(temporary / "tokenizer.json"))
-    os.replace(temporary, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as work:
+        whole = pathlib.Path(work) / "whole"
+        whole.mkdir()
+        safetensors.numpy.save_file(tensors, whole / "model.safetensors", metadata={"format": "pt"})
+        (whole / "config.json").write_text(json.dumps(_hf_config(config), indent=2) + "\n")
+        tokenizer.save(str(whole / "tokenizer.json"))
+        os.replace(whole, path)
 
 
 def read_config(file: pathlib.Path) -> EncoderConfig:
-    """EncoderConfig from a Hugging Face `config.json`."""
+    """EncoderConfig from a Hugging Face `config.json`. Raises UserError naming what does not fit."""
     c = _read_json(file)
     kind = c.get("model_type", "bert")
-    if kind not in _LAYERS:
-        raise UserError(f"{file}: model_type is '{kind}'; supported are {', '.join(_LAYERS)}")
-    theirs = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
-    if kind == "bert":
-        theirs |= {"hidden_size": "hidden_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"}
-        theirs |= {"intermediate_size": "intermediate_size"}
-        rest = {"type_vocab_size": c.get("type_vocab_size", 2), "norm_eps": c.get("layer_norm_eps", 1e-12)}
-        activation, dropout = c.get("hidden_act", "gelu"), c.get("hidden_dropout_prob", 0.1)
-    else:
-        theirs |= {"hidden_size": "dim", "num_layers": "n_layers", "num_heads": "n_heads"}
-        theirs |= {"intermediate_size": "hidden_dim"}
-        rest = {"type_vocab_size": 0, "norm_eps": 1e-12}
-        activation, dropout = c.get("activation", "gelu"), c.get("dropout", 0.1)
-    wrong = [key for key in theirs.values() if not isinstance(c.get(key), int) or c[key] < 1]
+    if not isinstance(kind, str) or kind not in _LAYERS:
+        raise UserError(f"{file}: model_type is {json.dumps(kind)}; supported are {', '.join(_LAYERS)}")
+    theirs = {**_COMMON_SIZES, **_SIZES[kind]}
+    sizes: dict[str, Any] = {ours: c.get(key) for ours, key in theirs.items()}
+    sizes["type_vocab_size"] = c.get("type_vocab_size", 2) if kind == "bert" else 0
+    wrong = [theirs.get(k, k) for k, v in sizes.items() if type(v) is not int or v < (k != "type_vocab_size")]
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)} must be given as positive integers")
-    if activation not in _ACTIVATIONS:
-        raise UserError(f"{file}: activation '{activation}'; supported are {', '.join(_ACTIVATIONS)}")
-    if c.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(
-            f"{file}: position_embedding_type '{c['position_embedding_type']}'; only 'absolute' is supported"
-        )
-    sizes = {ours: c[key] for ours, key in theirs.items()}
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise UserError(f"{file}: hidden size {sizes['hidden_size']} is not divisible by {sizes['num_heads']} heads")
+    activation = c.get("hidden_act" if kind == "bert" else "activation", "gelu")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
+        raise UserError(f"{file}: activation {json.dumps(activation)}; supported are {', '.join(_ACTIVATIONS)}")
+    if c.get("position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"{file}: position_embedding_type must be 'absolute'; relative positions are not supported")
+    eps = c.get("layer_norm_eps", 1e-12) if kind == "bert" else 1e-12
+    dropout = c.get("hidden_dropout_prob" if kind == "bert" else "dropout", 0.1)
+    for name, value in (("layer_norm_eps", eps), ("dropout", dropout)):
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UserError(f"{file}: {name} is {json.dumps(value)}; it must be a number in [0, 1)")
     return EncoderConfig(
-        **sizes, **rest, activation=_ACTIVATIONS[activation], hidden_dropout=float(dropout), architecture=kind
+        **sizes, norm_eps=eps, activation=_ACTIVATIONS[activation], hidden_dropout=float(dropout), architecture=kind
     )
 
 
 def read_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
     """The tokenizer of a directory, with the file's own padding and truncation switched off."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        file = folder / "vocab.txt"
+    if not file.is_file():
+        raise UserError(f"{folder} holds neither tokenizer.json nor vocab.txt; add one of them")
     try:
-        if (folder / "tokenizer.json").is_file():
-            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        elif (folder / "vocab.txt").is_file():
+        if file.name == "tokenizer.json":
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        else:
             settings = folder / "tokenizer_config.json"
             lower = _read_json(settings).get("do_lower_case", True) if settings.is_file() else True
             tokenizer = tokenizers.Tokenizer.from_str(
-                tokenizers.BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lower).to_str()
+                tokenizers.BertWordPieceTokenizer(str(file), lowercase=lower).to_str()
             )
-        else:
-            raise UserError(f"{folder} holds neither tokenizer.json nor vocab.txt; add one of them")
     except UserError:
         raise
     except Exception as e:  # the library raises bare Exception
-        raise UserError(f"{folder}: the tokenizer cannot be read ({_one_line(e)})") from e
+        raise UserError(f"{file}: not a readable tokenizer ({_one_line(e)})") from e
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -159,7 +174,7 @@ def _resolve(path: str | os.PathLike) -> pathlib.Path:
     if folder.is_file():
         raise UserError(f"{folder} is a file; give the directory that holds config.json and model.safetensors")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        raise UserError(f"{path}: no such directory, and not a hub name of the form owner/name")
+        raise UserError(f"{_one_line(path)}: no such directory, and not a hub name of the form owner/name")
     try:
         import huggingface_hub
     except ImportError:
@@ -176,7 +191,9 @@ def _resolve(path: str | os.PathLike) -> pathlib.Path:
 def _read_weights(folder: pathlib.Path, config: EncoderConfig) -> dict:
     file = folder / "model.safetensors"
     if not file.is_file():
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        if (folder / "model.safetensors.index.json").is_file():
+            raise UserError(f"{folder} holds a sharded checkpoint; save it as one model.safetensors file first")
+        if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt")):
             raise UserError(
                 f"{folder} holds only pickled weights, which are never loaded; "
                 "convert them first: AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)"
@@ -206,6 +223,8 @@ def _read_weights(folder: pathlib.Path, config: EncoderConfig) -> dict:
             if value.shape != shapes[path]:
                 here, want = found[key].shape, _transposed(path, np.empty(shapes[path], bool)).shape
                 wrong.append(f"{key} {tuple(here)} (config.json says {tuple(want)})")
+    if not all(np.isfinite(v).all() for v in flat.values()):
+        raise UserError(f"{file} holds a weight that is not finite; fetch it again")
     problems = [
         f"{what}: {', '.join(keys)}" for what, keys in
         (("missing", missing), ("surplus", surplus), ("misshapen", wrong)) if keys
@@ -272,5 +291,5 @@ def _read_json(file: pathlib.Path) -> dict:
     return content
 
 
-def _one_line(e: BaseException) -> str:
+def _one_line(e: object) -> str:
     return " ".join(str(e).split())[:200]

@@ -5,6 +5,7 @@
 Each family has its own batch, so keeping the families' gradients apart costs no extra arithmetic.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
@@ -54,15 +55,16 @@ def init_params(
 ) -> Params:
     """The parameter tree of a strategy: the start encoder, fresh adapters, fresh heads. Float32."""
     lora_key, head_key = jax.random.split(key)
-    # One key per name, so that a family's head starts alike under every strategy.
-    index = {name: i for i, name in enumerate(sorted({*families, *strategy.adapters}))}
     return {
         "backbone": jax.tree.map(jnp.asarray, start.params),
-        "lora": {
-            a: lora_lib.init_lora(spec, start.config, jax.random.fold_in(lora_key, index[a])) for a in strategy.adapters
-        },
-        "head": {f: families[f].init_head(jax.random.fold_in(head_key, index[f]), start) for f in strategy.families},
+        "lora": {a: lora_lib.init_lora(spec, start.config, named_key(lora_key, a)) for a in strategy.adapters},
+        "head": {f: families[f].init_head(named_key(head_key, f), start) for f in strategy.families},
     }
+
+
+def named_key(key: jax.Array, name: str) -> jax.Array:
+    """One key per name, so that what bears the name starts alike whatever stands beside it."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
@@ -164,8 +166,8 @@ def make_step(
         grads, factors = {}, {}
         step_key = jax.random.fold_in(key, state.step)
         # Table order, whatever the order in the dict.
-        for i, name in enumerate(n for n in setup.families if n in batches):
-            dropout_key = jax.random.fold_in(step_key, i)
+        for name in (n for n in setup.families if n in batches):
+            dropout_key = named_key(step_key, name)
             loss, extra, raw = family_gradients(setup, name, state.params, batches[name], dropout_key)
             grads[name], norm, factors[name] = optim.clip(raw, optimizer.clip_norm)
             metrics |= {f"loss/{name}": loss, f"gradient_norm/{name}": norm}

@@ -1,0 +1,77 @@
+"""Tiny runs for the tests: their settings, and the experiments as processes of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+ROOT = Path(__file__).parents[1]
+
+TINY: dict[str, Any] = {
+    "model.layers": 1,
+    "model.hidden": 32,
+    "model.heads": 2,
+    "model.intermediate": 64,
+    "model.vocab": 1000,
+    "lora.last_layers": 1,
+    "lora.rank": 4,
+    "optimizer.steps": 3,
+    "optimizer.warmup_steps": 1,
+    "data.held_out": 8,
+    "data.ner.sources": ("generated:ner?rows=300&seed=1",),
+    "data.ner.batch_size": 8,
+    "data.ner.max_length": 16,
+    "data.tc.sources": ("generated:pairs?rows=300&seed=2",),
+    "data.tc.batch_size": 8,
+    "data.tc.max_length": 16,
+    "conflict.rounds": 4,
+    "downstream.ner": ("generated:ner?rows=200&seed=11&held_out=1",),
+    "downstream.tc": ("generated:labelled?rows=200&seed=12&held_out=1",),
+    "downstream.max_length": 16,
+    "downstream.steps": 3,
+    "downstream.batch_size": 8,
+}
+
+
+def config(cache: Path, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """configs/quickstart.py with the TINY settings, data cached in `cache`, and `changes` by dotted key."""
+    c = quickstart.get_config()
+    c.update_from_flattened_dict({**TINY, "data.cache": str(cache), **(changes or {})})
+    return c
+
+
+def flags(cache: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
+    """The same settings as `config`, as command line flags."""
+    settings = {**TINY, "data.cache": str(cache), **(changes or {})}
+    return ["--config=configs/quickstart.py", *(f"--config.{key}={value}" for key, value in settings.items())]
+
+
+def start(experiment: str, *args: str, devices: int = 1, **streams: Any) -> subprocess.Popen:
+    """`python -m experiments.EXPERIMENT ARGS` from the repository's root on so many simulated devices, running."""
+    kept = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
+    xla = f"{kept} --xla_force_host_platform_device_count={devices}".strip()
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
+    return subprocess.Popen([sys.executable, "-m", f"experiments.{experiment}", *args], cwd=ROOT, env=env, **streams)
+
+
+def call(experiment: str, *args: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    """As `start`, to its end, with what it printed."""
+    process = start(experiment, *args, devices=devices, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        try:
+            out, err = process.communicate(timeout=600)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Relative path -> content of every file under `folder`."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
