@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     )
     c.downstream.ner = ("ner/wnut17", "ner/mit_restaurant")
     c.downstream.tc = ("tc/banking77", "tc/tweet_emotion")
-    c.downstream.steps = 200
+    c.downstream.fraction = 0.1  # few labels: where pre-finetuning is meant to help
+    c.downstream.steps = 150
     c.downstream.max_length = 48
+    c.conflict.rounds = 48
     return c
