@@ -138,7 +138,8 @@ def combine(
     combined = {path: g for name in names for path, g in grads[name].items()}
     if len(names) < 2:
         return combined, {}
-    shared = {path for path in combined if sum(path in grads[n] for n in names) > 1}
+    # A list, not a set: sums taken in another order in another process would differ in their last bit.
+    shared = [path for path in combined if sum(path in grads[n] for n in names) > 1]
     if not shared:
         return combined, {}
     blocks = gram_lib.gram([{p: grads[n][p] for p in shared} for n in names], gram_lib.by_layer)

@@ -357,8 +357,8 @@ PAIRS = [
 ]
 BLOCKS = ("backbone/embeddings", "backbone/layer_0", "backbone/layer_2", "lora")
 
-# Written down when the losses agreed with NumPy (above) and `entry` with a central difference in float64; a change here
-# is a change of what the families learn. Norms of the gradients in each block of BLOCKS, then of the head.
+# Written down when the losses agreed with NumPy (above) and `entry` with central differences; a change of these numbers
+# is a change of what the families learn. `norms`: of the gradients in each block of BLOCKS, then of the head.
 GOLDEN = {
     "ner": {"loss": 7.262877, "norms": [3.833534, 7.112884, 5.205029, 9.773446, 3.881065], "entry": 0.1245325},
     "tc": {"loss": 1.228730, "norms": [2.105705, 4.027568, 2.468721, 5.287832, 0.0], "entry": 0.03841404},
