@@ -22,6 +22,7 @@ from jaxprefit.errors import UserError
 STEPS, EVERY, KILLS = 40, 5, 5
 SETTINGS = {
     "strategy": "task_primary",
+    "aggregator": "pcgrad",  # its weights depend on the last bit of the Gram matrices
     "optimizer.steps": STEPS,
     "optimizer.warmup_steps": 4,
     "model.hidden_dropout": 0.1,
