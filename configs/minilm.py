@@ -1,4 +1,4 @@
-"""Pre-finetuning of all-MiniLM-L6-v2 (or any BERT-family encoder) on real text.
+r"""Pre-finetuning of all-MiniLM-L6-v2 (or any BERT-family encoder) on real text.
 
 python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/naive \
     --config.model.path=DIR --config.data.root=DIR --config.strategy=naive

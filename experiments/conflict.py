@@ -1,4 +1,4 @@
-"""Where do the families' gradients conflict? A report from a checkpoint and fresh batches.
+r"""Where do the families' gradients conflict? A report from a checkpoint and fresh batches.
 
 python -m experiments.conflict --config=configs/minilm.py --checkpoint=runs/naive --workdir=runs/naive/conflict \
     --config.data.root=DIR

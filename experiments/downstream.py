@@ -1,4 +1,4 @@
-"""Downstream scores of a checkpoint: NER by strict span F1, text classification by accuracy, one table.
+r"""Downstream scores of a checkpoint: NER by strict span F1, text classification by accuracy, one table.
 
 python -m experiments.downstream --config=configs/minilm.py --checkpoint=runs/task_primary \
     --workdir=runs/task_primary/downstream --config.data.root=DIR

@@ -1,4 +1,4 @@
-"""One pre-finetuning run of one strategy.
+r"""One pre-finetuning run of one strategy.
 
 python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task_primary \
     --config.model.path=DIR --config.data.root=DIR --config.strategy=task_primary

@@ -2,14 +2,14 @@
 
 import difflib
 import importlib.util
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from flax.traverse_util import flatten_dict
+from ml_collections import config_flags
 
 from jaxprefit.errors import UserError
 
@@ -28,6 +28,11 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
     more = {name: flags.DEFINE_string(name, "", text) for name, text in extra.items()}
 
     def parse(argv: Sequence[str]) -> list[str]:
+        if {"--help", "-h", "-help"} & set(argv):
+            print(
+                _help(doc, {"workdir": "Folder for everything that is written; created, or continued.", **extra}, argv)
+            )
+            sys.exit(0)
         try:
             return flags.FLAGS(list(argv))
         except SystemExit:
@@ -58,6 +63,15 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
     app.run(call, flags_parser=parse)
 
 
+def _help(doc: str, options: Mapping[str, str], argv: Sequence[str]) -> str:
+    """The module's docstring, its flags, and every setting with its value in the config file."""
+    lines = [doc.strip(), "", "flags:", "  --config=FILE  such as configs/minilm.py"]
+    lines += [f"  --{name}=...  {text}" for name, text in options.items()]
+    lines += ["", "settings, with the config file's values (configs/default.py says what they mean):"]
+    lines += [f"  --config.{key}={value}" for key, value in _leaves(argv).items()]
+    return "\n".join(lines)
+
+
 def _flag_error(e: Exception, argv: Sequence[str]) -> str:
     """One line for what the flag library says; a near match where a --config.KEY is no setting of the config."""
     known = _leaves(argv)
@@ -70,26 +84,18 @@ def _flag_error(e: Exception, argv: Sequence[str]) -> str:
     return " ".join(str(e).split())[:400]
 
 
-def _leaves(argv: Sequence[str]) -> list[str]:
-    """Dotted names of all leaves of the config file named in `argv`; [] where it cannot be read."""
+def _leaves(argv: Sequence[str]) -> dict[str, Any]:
+    """Dotted name -> value for all leaves of the config file named in `argv`, else of the module's own or the default
+    one; {} where it cannot be read."""
     names = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))]
-    file = names[-1] if names else (flags.FLAGS["config"].default or "")
-    if not isinstance(file, str) or not os.path.exists(file.split(":")[0]):
-        return []
+    file = names[-1] if names else (flags.FLAGS["config"].default or "configs/default.py")
     try:
-        spec = importlib.util.spec_from_file_location("_config", file.split(":")[0])
+        spec = importlib.util.spec_from_file_location("_config", file)
         module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
         spec.loader.exec_module(module)  # type: ignore[union-attr]
-        return _flatten(module.get_config())
-    except Exception:
-        return []
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[str]:
-    out = []
-    for key, value in config.items():
-        out += _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping | ConfigDict) else [prefix + key]
-    return out
+        return flatten_dict(module.get_config().to_dict(), sep=".")
+    except Exception:  # whatever a config file may raise; the flag library reports it better
+        return {}
 
 
 def _fail(message: str, status: int = USER_ERROR_STATUS) -> NoReturn:

@@ -34,7 +34,7 @@ def names(ids: np.ndarray) -> list[str]:
 
 def test_words_start_where_their_first_sub_word_stands() -> None:
     ids, first = encode_words(LOWER, ["Hello", "isn't", "sat-on", "cat"], 64)
-    assert names(ids)[1:-1] == "hello i ##s ##n ' t sat - on cat".split()
+    assert names(ids)[1:-1] == ["hello", "i", "##s", "##n", "'", "t", "sat", "-", "on", "cat"]
     assert first == [1, 2, 7, 10]
     assert (ids.dtype, ids[0], ids[-1]) == (np.int32, CLS, SEP)
 
@@ -78,9 +78,9 @@ def test_any_words_can_be_encoded(made: tokenizers.Tokenizer, words: list[str], 
 
 
 def test_a_long_text_is_cut_before_its_last_special_token() -> None:
-    assert names(encode_text(LOWER, "the cat sat on", 64)) == "[CLS] the cat sat on [SEP]".split()
-    assert names(encode_text(LOWER, "the cat sat on", 6)) == "[CLS] the cat sat on [SEP]".split()
-    assert names(encode_text(LOWER, "the cat sat on", 5)) == "[CLS] the cat sat [SEP]".split()
+    assert names(encode_text(LOWER, "the cat sat on", 64)) == ["[CLS]", "the", "cat", "sat", "on", "[SEP]"]
+    assert names(encode_text(LOWER, "the cat sat on", 6)) == ["[CLS]", "the", "cat", "sat", "on", "[SEP]"]
+    assert names(encode_text(LOWER, "the cat sat on", 5)) == ["[CLS]", "the", "cat", "sat", "[SEP]"]
     assert names(encode_text(LOWER, "", 5)) == ["[CLS]", "[SEP]"]
 
 
@@ -159,7 +159,7 @@ def test_the_seed_decides_the_stream(parts: list[tuple[str, Slice]]) -> None:
 def test_sources_have_their_shares(
     weights: dict[str, float], shares: dict[str, float], parts: list[tuple[str, Slice]]
 ) -> None:
-    rows = drawn(parts, weights, 100)
+    rows = drawn(parts, weights, 50)
     for name, share in shares.items():
         error = np.sqrt(share * (1 - share) / len(rows))
         assert abs(sum(n == name for n, _ in rows) / len(rows) - share) <= 3 * error, name

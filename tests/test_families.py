@@ -292,7 +292,18 @@ def test_a_source_without_entities_is_a_user_error(tmp_path: Path) -> None:
 
 def test_ner_batch_from_records(ner: NerFamily) -> None:
     batch = ner.collate([ner.encode_record(NEWS[0], "news"), ner.encode_record(BIOLOGY[0], "biology")])
-    assert [VOCABULARY[i] for i in batch["input_ids"][0]] == "[CLS] hello i ##s ##n ' t cafe [SEP] [PAD]".split()
+    assert [VOCABULARY[i] for i in batch["input_ids"][0]] == [
+        "[CLS]",
+        "hello",
+        "i",
+        "##s",
+        "##n",
+        "'",
+        "t",
+        "cafe",
+        "[SEP]",
+        "[PAD]",
+    ]
     i, o, person, location, cell = IGNORE, OUTSIDE, 2, 1, 0
     np.testing.assert_array_equal(
         batch["labels"], [[i, person, person, i, i, i, i, location, i, i], [i, o, cell, o, i, i, i, i, i, i]]
@@ -306,7 +317,7 @@ def test_ner_labels_past_the_maximum_length_are_left_out(ner: NerFamily) -> None
     record = {"tokens": ["isn't", "café", "cat"], "tags": ["B-LOC", "B-PER", "B-LOC"]}
     short = NerFamily(ner.tokenizer, 8, ner.concepts, ner.annotated)
     example = short.encode_record(record, "news")
-    assert [VOCABULARY[i] for i in example["ids"]] == "[CLS] i ##s ##n ' t cafe [SEP]".split()
+    assert [VOCABULARY[i] for i in example["ids"]] == ["[CLS]", "i", "##s", "##n", "'", "t", "cafe", "[SEP]"]
     np.testing.assert_array_equal(example["labels"], [IGNORE, 1, *[IGNORE] * 4, 2, IGNORE])
 
 
@@ -323,6 +334,7 @@ def test_every_word_within_reach_has_a_label(ner: NerFamily, words: list[str], i
 # Heads, and one step of each family, on the golden encoder.
 
 CONFIG = json.loads(Path(__file__).with_name("golden").joinpath("encoder.json").read_text())["cases"]["bert"]["config"]
+CONFIG["num_hidden_layers"] = 2
 
 
 @pytest.fixture(scope="module")
@@ -355,13 +367,13 @@ PAIRS = [
     {"a": "cafe 12", "b": "the café"},
     {"a": "world , hello !", "b": "on"},
 ]
-BLOCKS = ("backbone/embeddings", "backbone/layer_0", "backbone/layer_2", "lora")
+BLOCKS = ("backbone/embeddings", "backbone/layer_0", "backbone/layer_1", "lora")
 
 # Written down when the losses agreed with NumPy (above) and `entry` with central differences; a change of these numbers
 # is a change of what the families learn. `norms`: of the gradients in each block of BLOCKS, then of the head.
 GOLDEN = {
-    "ner": {"loss": 7.262877, "norms": [3.833534, 7.112884, 5.205029, 9.773446, 3.881065], "entry": 0.1245325},
-    "tc": {"loss": 1.228730, "norms": [2.105705, 4.027568, 2.468721, 5.287832, 0.0], "entry": 0.03841404},
+    "ner": {"loss": 6.250385, "norms": [3.279734, 5.313139, 6.263227, 14.39534, 4.732942], "entry": 0.02959048},
+    "tc": {"loss": 1.162660, "norms": [1.290456, 2.141235, 1.268490, 2.960739, 0.0], "entry": -0.01148108},
 }
 
 

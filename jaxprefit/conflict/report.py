@@ -103,10 +103,10 @@ def explain(result: Mapping[str, Any]) -> str:
     at = f"(step {result['step']}, {result['strategy']})"
     return (
         f"{result['rounds']} rounds at fixed parameters {at}, batch size {sizes}. 'within' is the cosine of two"
-        " disjoint batches of one family: with that much noise, no raw cosine between families can be large. 'verdict'"
-        " is the sign of the expected gradients' inner product where its 95 % interval (per block, not corrected for the"
-        " number of blocks) excludes zero; 'noise-corrected' is their cosine. 'negative' is the share of rounds with a"
-        " cosine below zero. A negative cosine is consistent with harm; it does not show it."
+        " disjoint batches of one family: with that much noise, no raw cosine between families can be large."
+        " 'verdict' is the sign of the expected gradients' inner product where its 95 % interval (per block, not"
+        " corrected for the number of blocks) excludes zero; 'noise-corrected' is their cosine. 'negative' is the share"
+        " of rounds with a cosine below zero. A negative cosine is consistent with harm; it does not show it."
     )
 
 

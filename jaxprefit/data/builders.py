@@ -8,8 +8,6 @@ row leaves nothing half-written, and the error is the reader's own. No TensorFlo
 import dataclasses
 import functools
 import hashlib
-import importlib
-import io
 import itertools
 import json
 import operator
@@ -19,20 +17,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import tensorflow_datasets as tfds
 
-from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
+from jaxprefit.data.origins import Rows, Source, as_text, as_user_error, locate
 from jaxprefit.data.records import (
     Kind,
     Record,
     check_settings,
     entity_types,
-    make_record,
-    pick,
 )
 from jaxprefit.errors import UserError
 
@@ -44,38 +40,7 @@ PART_BYTES = 256 * 2**20
 
 STALE_SECONDS = 24 * 3600  # a temporary folder that old was left by a killed process
 
-# TFDS knows conll2003, glue and other older datasets only once their module is imported.
-TFDS_AREAS = ("text", "question_answering", "summarization", "translate")
-TFDS_ADVICE = "check the name, the split, the columns, and that the data is array_record"
-
-Rows = Callable[[], Iterator[Record]]  # reads a source from its start
 Progress = Callable[[int, int], None]  # (rows read, rows in all)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where one dataset comes from and how to read it.
-
-    Attributes:
-      name: a name for people; the cache folder bears it too.
-      kind: "ner", "pairs" or "labelled".
-      path: a file; or a folder that holds ``{split}.jsonl`` (or another format, or compressed);
-        or a folder that TFDS prepared as ArrayRecord. Beside ``tfds``: the TFDS ``data_dir``.
-      tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
-      split: of a folder or TFDS; for TFDS also a slice such as "train[:10%]".
-      format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
-      limit: only the first so many rows; 0 for all.
-    """
-
-    name: str
-    kind: str
-    path: str = ""
-    tfds: str = ""
-    split: str = "train"
-    format: str = ""
-    columns: tuple[tuple[str, str | int], ...] = ()
-    scheme: str = "iob2"
-    limit: int = 0
 
 
 class Prepared:
@@ -101,7 +66,7 @@ class Prepared:
 
     @functools.cached_property
     def _data(self) -> Any:
-        with _as_user_error(f"{self.directory}: the cache is damaged", "delete the folder"):
+        with as_user_error(f"{self.directory}: the cache is damaged", "delete the folder"):
             builder: Any = tfds.builder_from_directory(self.directory)
             data = builder.as_data_source("all")
             data[0]  # opens the file
@@ -114,7 +79,7 @@ class Prepared:
         i = operator.index(index)
         if not -self.rows <= i < self.rows:
             raise IndexError(f"row {i} of {self.rows} in {self.name}")
-        return {field: _text(value) for field, value in self._data[i % self.rows].items()}
+        return {field: as_text(value) for field, value in self._data[i % self.rows].items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_data"}
@@ -166,7 +131,7 @@ def prepare(source: Source, cache_dir: str | Path, progress: Progress | None = N
     """
     where = f"source {source.name!r}"
     kind = check_settings(where, source.kind, dict(source.columns), source.scheme, source.limit)
-    content, format, rows = _locate(source, kind, quiet=progress is None)
+    content, format, rows = locate(source, kind, quiet=progress is None)
     settings = dataclasses.asdict(source) | {"name": "", "path": "", "format": format}
     identity = json.dumps([FORMAT_VERSION, content, settings], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -236,128 +201,3 @@ def _sweep(final: Path) -> None:
         with suppress(OSError):  # another process may delete its own meanwhile
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(left)
-
-
-def _locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
-    """(what identifies the content, format, a function that reads the rows)."""
-    if source.tfds:
-        with _as_user_error(f"tfds {source.tfds}"):
-            for area in TFDS_AREAS:
-                importlib.import_module(f"tensorflow_datasets.{area}")
-            builder = tfds.builder(source.tfds, data_dir=source.path or None, file_format="array_record")
-        rows = functools.partial(_tfds_rows, source, kind, builder, quiet)
-        return builder.info.full_name, "tfds", rows
-    if not source.path:
-        raise UserError(f"source {source.name!r}: has neither path nor tfds; give one of them")
-    path = Path(source.path)
-    if os.path.isdir(path):
-        folder = _tfds_folder(path)
-        if folder:
-            with _as_user_error(folder):
-                builder = tfds.builder_from_directory(folder)
-                files = [str(f) for part in builder.info.splits.values() for f in part.filepaths]
-            content = _digest([folder / "features.json", *files])
-            return content, "tfds", functools.partial(_tfds_rows, source, kind, builder, quiet)
-        path = _split_file(path, source.split)
-    columns = dict(source.columns)
-    rows = functools.partial(
-        read,
-        path,
-        kind.name,
-        format=source.format or None,
-        columns=columns,
-        scheme=source.scheme,
-        limit=source.limit,
-    )
-    rows()  # nothing is read yet, but a wrong path or format is told here
-    return _digest([path]), source.format or file_format(path), rows
-
-
-def _split_file(folder: Path, split: str) -> Path:
-    names = sorted(os.listdir(folder))
-    wanted = {f"{split}{suffix}{c}" for suffix in FORMATS for c in ("", *COMPRESSED)}
-    found = [name for name in names if name in wanted]
-    if len(found) == 1:
-        return folder / found[0]
-    if found:
-        raise UserError(f"{folder}: holds {' and '.join(found)}; give the path of one of them")
-    there = ", ".join(names[:10]) or "nothing"
-    raise UserError(
-        f"{folder}: has no file {split}.jsonl, .conll, .csv ... (it holds {there}); "
-        "set the split or give the path of a file"
-    )
-
-
-def _tfds_folder(path: Path) -> Path | None:
-    """The folder of a prepared TFDS dataset: ``path`` itself, or its newest version."""
-    if (path / "dataset_info.json").is_file():
-        return path
-    versions = [
-        info.parent for info in path.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
-    ]
-    return max(versions, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
-
-
-def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterator[Record]:
-    """Yields the records of a TFDS dataset, which it downloads and prepares if need be."""
-    where = f"tfds {source.tfds}" if source.tfds else source.path
-    columns = {field: field for field in kind.fields} | dict(source.columns)
-    with ExitStack() as stack:
-        stack.enter_context(_as_user_error(where))
-        if source.tfds:
-            if quiet:
-                tfds.disable_progress_bar()
-                stack.enter_context(redirect_stdout(io.StringIO()))
-            builder.download_and_prepare()
-        data = builder.as_data_source(source.split)
-        features = pick(builder.info.features, columns)
-        data[0]  # opens the file, and fails if the split is empty
-    for i in range(min(len(data), source.limit or len(data))):
-        try:
-            row = pick(data[i], columns)
-            values = {field: _from_feature(features[field], row[field]) for field in columns}
-            record = make_record(kind, values, source.scheme)
-        except ValueError as error:
-            raise UserError(f"{where}:{i + 1}: {error}") from None
-        yield record
-
-
-def _from_feature(feature: Any, value: Any) -> Any:
-    """A TFDS value as text or a list of text; class indices become their names."""
-    if isinstance(feature, tfds.features.Sequence):
-        return [_from_feature(feature.feature, item) for item in value]
-    if isinstance(feature, tfds.features.ClassLabel):
-        if value < 0:
-            raise ValueError("the row has no class; take another split")
-        return feature.int2str(int(value))
-    return _text(value)
-
-
-def _text(value: Any) -> Any:
-    """``bytes`` as ``str``, an array or list as a list of such, a number as Python's."""
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, list):
-        return [_text(item) for item in value]
-    return _text(value.tolist()) if hasattr(value, "tolist") else value
-
-
-def _digest(paths: Iterable[str | Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check it") from None
-    return digest.hexdigest()
-
-
-@contextmanager
-def _as_user_error(where: object, advice: str = TFDS_ADVICE) -> Iterator[None]:
-    """For calls into TFDS, which raises a dozen kinds of error, most of many lines."""
-    try:
-        yield
-    except Exception as error:
-        line = (str(error).strip().splitlines() or ["no message"])[0][:300]
-        raise UserError(f"{where}: {type(error).__name__}: {line}; {advice}") from None

@@ -1,0 +1,176 @@
+"""Where a source's rows come from: a file, a folder of splits, or a TFDS dataset, by path or by name."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
+from jaxprefit.data.records import Kind, Record, make_record, pick
+from jaxprefit.errors import UserError
+
+# TFDS knows conll2003, glue and other older datasets only once their module is imported.
+TFDS_AREAS = ("text", "question_answering", "summarization", "translate")
+TFDS_ADVICE = "check the name, the split, the columns, and that the data is array_record"
+
+Rows = Callable[[], Iterator[Record]]  # reads a source from its start
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where one dataset comes from and how to read it.
+
+    Attributes:
+      name: a name for people; the cache folder bears it too.
+      kind: "ner", "pairs" or "labelled".
+      path: a file; or a folder that holds ``{split}.jsonl`` (or another format, or compressed);
+        or a folder that TFDS prepared as ArrayRecord. Beside ``tfds``: the TFDS ``data_dir``.
+      tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
+      split: of a folder or TFDS; for TFDS also a slice such as "train[:10%]".
+      format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
+      limit: only the first so many rows; 0 for all.
+    """
+
+    name: str
+    kind: str
+    path: str = ""
+    tfds: str = ""
+    split: str = "train"
+    format: str = ""
+    columns: tuple[tuple[str, str | int], ...] = ()
+    scheme: str = "iob2"
+    limit: int = 0
+
+
+def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
+    """(what identifies the content, format, a function that reads the rows)."""
+    if source.tfds:
+        with as_user_error(f"tfds {source.tfds}"):
+            for area in TFDS_AREAS:
+                importlib.import_module(f"tensorflow_datasets.{area}")
+            builder = tfds.builder(source.tfds, data_dir=source.path or None, file_format="array_record")
+        rows = functools.partial(_tfds_rows, source, kind, builder, quiet)
+        return builder.info.full_name, "tfds", rows
+    if not source.path:
+        raise UserError(f"source {source.name!r}: has neither path nor tfds; give one of them")
+    path = Path(source.path)
+    if os.path.isdir(path):
+        folder = _tfds_folder(path)
+        if folder:
+            with as_user_error(folder):
+                builder = tfds.builder_from_directory(folder)
+                files = [str(f) for part in builder.info.splits.values() for f in part.filepaths]
+            content = _digest([folder / "features.json", *files])
+            return content, "tfds", functools.partial(_tfds_rows, source, kind, builder, quiet)
+        path = _split_file(path, source.split)
+    columns = dict(source.columns)
+    rows = functools.partial(
+        read,
+        path,
+        kind.name,
+        format=source.format or None,
+        columns=columns,
+        scheme=source.scheme,
+        limit=source.limit,
+    )
+    rows()  # nothing is read yet, but a wrong path or format is told here
+    return _digest([path]), source.format or file_format(path), rows
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    names = sorted(os.listdir(folder))
+    wanted = {f"{split}{suffix}{c}" for suffix in FORMATS for c in ("", *COMPRESSED)}
+    found = [name for name in names if name in wanted]
+    if len(found) == 1:
+        return folder / found[0]
+    if found:
+        raise UserError(f"{folder}: holds {' and '.join(found)}; give the path of one of them")
+    there = ", ".join(names[:10]) or "nothing"
+    raise UserError(
+        f"{folder}: has no file {split}.jsonl, .conll, .csv ... (it holds {there}); "
+        "set the split or give the path of a file"
+    )
+
+
+def _tfds_folder(path: Path) -> Path | None:
+    """The folder of a prepared TFDS dataset: ``path`` itself, or its newest version."""
+    if (path / "dataset_info.json").is_file():
+        return path
+    versions = [
+        info.parent for info in path.glob("*/dataset_info.json") if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+    ]
+    return max(versions, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
+
+
+def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterator[Record]:
+    """Yields the records of a TFDS dataset, which it downloads and prepares if need be."""
+    where = f"tfds {source.tfds}" if source.tfds else source.path
+    columns = {field: field for field in kind.fields} | dict(source.columns)
+    with ExitStack() as stack:
+        stack.enter_context(as_user_error(where))
+        if source.tfds:
+            if quiet:
+                tfds.disable_progress_bar()
+                stack.enter_context(redirect_stdout(io.StringIO()))
+            builder.download_and_prepare()
+        data = builder.as_data_source(source.split)
+        features = pick(builder.info.features, columns)
+        data[0]  # opens the file, and fails if the split is empty
+    for i in range(min(len(data), source.limit or len(data))):
+        try:
+            row = pick(data[i], columns)
+            values = {field: _from_feature(features[field], row[field]) for field in columns}
+            record = make_record(kind, values, source.scheme)
+        except ValueError as error:
+            raise UserError(f"{where}:{i + 1}: {error}") from None
+        yield record
+
+
+def _from_feature(feature: Any, value: Any) -> Any:
+    """A TFDS value as text or a list of text; class indices become their names."""
+    if isinstance(feature, tfds.features.Sequence):
+        return [_from_feature(feature.feature, item) for item in value]
+    if isinstance(feature, tfds.features.ClassLabel):
+        if value < 0:
+            raise ValueError("the row has no class; take another split")
+        return feature.int2str(int(value))
+    return as_text(value)
+
+
+def as_text(value: Any) -> Any:
+    """``bytes`` as ``str``, an array or list as a list of such, a number as Python's."""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        return [as_text(item) for item in value]
+    return as_text(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def _digest(paths: Iterable[str | Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check it") from None
+    return digest.hexdigest()
+
+
+@contextmanager
+def as_user_error(where: object, advice: str = TFDS_ADVICE) -> Iterator[None]:
+    """For calls into TFDS, which raises a dozen kinds of error, most of many lines."""
+    try:
+        yield
+    except Exception as error:
+        line = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise UserError(f"{where}: {type(error).__name__}: {line}; {advice}") from None
