@@ -366,7 +366,6 @@ def test_report_stands_where_nothing_can_be_decided() -> None:
     assert page("Nothing", report.html_parts(result))
 
 
-@pytest.mark.xfail(reason="paths lora/shared/layer_N/MAP/a make three-part blocks, which report.kind_of cannot split")
 def test_report_of_a_shared_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     shapes = {f"lora/shared/layer_1/{kind}/{leaf}": (2, 2) for kind in report.KINDS for leaf in "ab"}
     shapes |= {f"backbone/layer_{n}/{kind}/kernel": (2, 2) for n in range(2) for kind in report.KINDS}

@@ -35,14 +35,28 @@ def gram(gradients: Sequence[Flat], block_of: Callable[[str], str]) -> dict[str,
 
 
 def by_layer(path: str) -> str:
-    """'backbone/layer_3/query/kernel' -> 'layer_3'; embeddings are their own block; other groups keep their name."""
-    parts = path.split("/")
-    return parts[1] if parts[0] == "backbone" else "/".join(parts[:2])
+    """'backbone/layer_3/query/kernel' -> 'layer_3'; embeddings are their own block, and so is an adapter."""
+    return layer_of(by_module(path))
 
 
 def by_module(path: str) -> str:
-    """'backbone/layer_3/query/kernel' -> 'layer_3/query': the finest blocks a report is built from."""
-    return "/".join(path.split("/")[1:-1])
+    """'backbone/layer_3/query/kernel' -> 'layer_3/query': the finest blocks a report is built from.
+
+    Outside the backbone a block keeps the name of its group: 'lora/shared/layer_3/query'.
+    """
+    return path.removeprefix("backbone/").rpartition("/")[0]
+
+
+def layer_of(block: str) -> str:
+    """'layer_3/query' -> 'layer_3'; 'lora/shared/layer_3/query' -> 'lora/shared'."""
+    parts = block.split("/")
+    return "/".join(parts[:2]) if parts[0] == "lora" else parts[0]
+
+
+def kind_of(block: str) -> str:
+    """'layer_3/query' -> 'query'; LayerNorms together, embeddings and adapters apart."""
+    part, *_, module = block.split("/")
+    return part if part in ("embeddings", "lora") else "norm" if module.endswith("norm") else module
 
 
 def regroup(blocks: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:

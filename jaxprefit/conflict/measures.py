@@ -85,7 +85,7 @@ def describe(m: np.ndarray, k: np.ndarray, i: int, j: int) -> dict[str, Any]:
         "cosine": _number(raw.mean()),
         "cosine_interval": [_number(b) for b in bootstrap_mean(raw)],
         "cosine_within": [_number(cosine(m, f, f).mean()) for f in (i, j)],
-        "corrected_cosine": _number(corrected_cosine(k, i, j)),
+        "corrected_cosine": _number(np.clip(corrected_cosine(k, i, j), -1.0, 1.0)),
         "corrected_interval": [
             _number(np.clip(b, -1.0, 1.0)) for b in jackknife(k, lambda x: corrected_cosine(x, i, j))
         ],

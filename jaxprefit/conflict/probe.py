@@ -33,7 +33,7 @@ def probe(
     rounds: int,
     on_round: Callable[[int], Any] = lambda _: None,
 ) -> dict[str, Grams]:
-    """Block (one module, such as 'layer_3/query') -> its Grams over `rounds` >= 2 rounds.
+    """Block (one module, such as 'layer_3/query') -> its Grams over `rounds` rounds, at least 4 for an interval.
 
     Each round draws R = 2 disjoint batches of every family from `streams` and takes their gradients at the same
     parameters. `shared` are the paths compared: those that several families may touch. Memory: G = 8 (or `rounds`, if

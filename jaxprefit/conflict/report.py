@@ -25,8 +25,8 @@ def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Ma
     """What conflict.json holds, from the probe's finest blocks (see experiments/results/README.md)."""
     groupings: dict[str, dict[str, Grams]] = {
         "whole": gram.regroup(blocks, lambda _: "whole"),
-        "layer": gram.regroup(blocks, lambda b: b.split("/")[0]),
-        "kind": gram.regroup(blocks, kind_of),
+        "layer": gram.regroup(blocks, gram.layer_of),
+        "kind": gram.regroup(blocks, gram.kind_of),
         "module": dict(blocks),
     }
     return {
@@ -42,12 +42,6 @@ def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Ma
             for name, grouped in groupings.items()
         },
     }
-
-
-def kind_of(block: str) -> str:
-    """'layer_3/query' -> 'query'; LayerNorms together, embeddings apart."""
-    part, module = block.split("/")
-    return "embeddings" if part == "embeddings" else "norm" if module.endswith("norm") else module
 
 
 def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -205,13 +199,13 @@ def _modules(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
 
 
 def _ordered(blocks: dict[str, Any]) -> dict[str, Any]:
-    """Embeddings first, then layers by number."""
+    """Embeddings first, then layers by number, adapters last."""
 
     def key(name: str) -> tuple:
         part, _, rest = name.partition("/")
         number = int(part.removeprefix("layer_")) if part.startswith("layer_") else -1
         position = KINDS.index(rest or part) if (rest or part) in KINDS else len(KINDS)
-        return (not name.startswith("embeddings"), number, position, name)
+        return (name.startswith("lora"), not name.startswith("embeddings"), number, position, name)
 
     return {name: blocks[name] for name in sorted(blocks, key=key)}
 

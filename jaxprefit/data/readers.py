@@ -204,9 +204,10 @@ def _csv_rows(path: Path, delimiter: str, quotes: bool) -> Iterator[tuple[int, d
 
 def _conll_rows(path: Path, columns: Columns, delimiter: str | None) -> Iterator[tuple[int, dict[str, list[str]]]]:
     """Sentences as {"tokens", "tags"}; the number is that of the sentence's first line."""
-    indices = list(columns.values())
-    if not all(isinstance(index, int) for index in indices):
-        raise UserError(f"{path}: CoNLL columns have no names; map the fields to whole numbers")
+    try:
+        indices = [int(column) for column in columns.values()]
+    except ValueError:
+        raise UserError(f"{path}: CoNLL columns have no names; map the fields to whole numbers") from None
     row: dict[str, list[str]] = {field: [] for field in columns}
     start = 0
     for number, line in _lines(path):
@@ -221,7 +222,7 @@ def _conll_rows(path: Path, columns: Columns, delimiter: str | None) -> Iterator
         separator = delimiter or ("\t" if "\t" in line else None)
         cells = line.split(separator) if separator else re.split(" +", line)
         try:
-            values = [cells[index] for index in indices]  # type: ignore[index]
+            values = [cells[index] for index in indices]
         except IndexError:
             values = []
         if not values or len(cells) < 2:

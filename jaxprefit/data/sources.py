@@ -43,7 +43,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
     """
     address, options = _parse(text, kind)
     if address.startswith("generated:"):
-        return _generated(text, address.removeprefix("generated:"), kind, options, cache, split)
+        return _generated(text, address.removeprefix("generated:"), kind, options, cache, split, limit)
     source = builders.Source(
         name=address,
         kind=kind,
@@ -53,7 +53,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
         limit=_integer(text, options, "limit", limit),
         format=options.pop("format", ""),
         scheme=options.pop("scheme", "iob2"),
-        columns=tuple((f, int(c) if c.lstrip("-").isdigit() else c) for f, c in sorted(options.items())),
+        columns=tuple(sorted(options.items())),
     )
     with _Progress(address) as callback:
         return builders.prepare(source, cache, callback)
@@ -88,16 +88,19 @@ def _under(root: str, address: str) -> str:
 
 def _integer(text: str, options: dict[str, str], key: str, default: int) -> int:
     value = options.pop(key, str(default))
-    if not value.isdigit():
+    if not (value.isascii() and value.isdigit()):
         raise UserError(f"source '{text}': {key} must be a whole number, not '{value}'")
     return int(value)
 
 
-def _generated(text: str, what: str, kind: str, options: dict[str, str], cache: str, split: str) -> builders.Prepared:
+def _generated(
+    text: str, what: str, kind: str, options: dict[str, str], cache: str, split: str, limit: int
+) -> builders.Prepared:
     """Generated records, written to a file once and then read like any other source."""
     if what != kind:
         raise UserError(f"source '{text}' gives '{what}' records where '{kind}' records are needed")
     rows, seed = _integer(text, options, "rows", 2000), _integer(text, options, "seed", 0)
+    rows = min(rows, limit or rows)
     held_out = bool(_integer(text, options, "held_out", 0))
     # Splits differ by their seed; nothing else is promised of generated text.
     splits = {"": 0, "train": 0, "dev": 1000, "test": 2000}
@@ -105,7 +108,8 @@ def _generated(text: str, what: str, kind: str, options: dict[str, str], cache: 
     if split not in splits:
         raise UserError(f"source '{text}': no split '{split}'; choose from train, dev, test")
     seed += splits[split]
-    file = pathlib.Path(cache, f"generated_{kind}_{rows}_{seed}_{int(held_out)}.jsonl")
+    name = f"generated_{kind}_{rows}_{seed}" + ("_held_out" if held_out else "")
+    file = pathlib.Path(cache, f"{name}.jsonl")
     records: Iterable[Mapping[str, Any]] = _GENERATED[kind](rows, seed, held_out)
     lines = "".join(json.dumps(r) + "\n" for r in records)
     if not file.exists() or file.read_text() != lines:
@@ -113,7 +117,7 @@ def _generated(text: str, what: str, kind: str, options: dict[str, str], cache: 
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as f:
             f.write(lines)
         os.replace(f.name, file)
-    return builders.prepare(builders.Source(name=f"generated_{kind}", kind=kind, path=str(file)), cache)
+    return builders.prepare(builders.Source(name=name, kind=kind, path=str(file)), cache)
 
 
 @dataclasses.dataclass
