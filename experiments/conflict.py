@@ -69,6 +69,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
         "strategy": strategy.name,
         "rounds": config.conflict.rounds,
         "batch_size": {name: saved.data[name].batch_size for name in setup.families},
+        "rows": {name: sum(len(part) for _, part in data[name].train) for name in setup.families},
         "seed": config.conflict.seed,
     }
     first, second = setup.families

@@ -277,7 +277,7 @@ def test_grams_of_two_blocks_add_up() -> None:
 # The report
 
 SETTINGS = {"checkpoint": "runs/<b>", "step": 3, "strategy": "naive", "rounds": ROUNDS, "seed": 0}
-SETTINGS |= {"batch_size": {"ner": 16, "tc": 32}}
+SETTINGS |= {"batch_size": {"ner": 16, "tc": 32}, "rows": {"ner": 10_000, "tc": 100}}
 LAYERS = 11
 
 

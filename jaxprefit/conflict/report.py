@@ -95,12 +95,16 @@ def explain(result: Mapping[str, Any]) -> str:
     a, b = result["families"]
     sizes = ", ".join(f"{result['batch_size'][f]} {f}" for f in (a, b))
     at = f"(step {result['step']}, {result['strategy']})"
+    drawn = {f: 2 * result["rounds"] * result["batch_size"][f] for f in (a, b)}
+    scarce = [f for f in (a, b) if drawn[f] > result["rows"][f]]
+    repeated = f" Rows of {' and '.join(scarce)} were drawn more than once, which inflates 'within'." if scarce else ""
     return (
         f"{result['rounds']} rounds at fixed parameters {at}, batch size {sizes}. 'within' is the cosine of two"
         " disjoint batches of one family: with that much noise, no raw cosine between families can be large."
         " 'verdict' is the sign of the expected gradients' inner product where its 95 % interval (per block, not"
         " corrected for the number of blocks) excludes zero; 'noise-corrected' is their cosine. 'negative' is the share"
         " of rounds with a cosine below zero. A negative cosine is consistent with harm; it does not show it."
+        + repeated
     )
 
 
@@ -131,35 +135,34 @@ def html_parts(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def _layers(result: Mapping[str, Any]) -> matplotlib.figure.Figure:
     blocks, (a, b) = result["blocks"]["layer"], result["families"]
     names = list(blocks)
-    y = np.arange(len(names))
-    figure = matplotlib.figure.Figure(figsize=(11, 0.45 * len(names) + 1.8), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, sharey=True, width_ratios=(3, 1, 1))
-    left.axvline(0, color="#444", lw=0.8)
-    for k, name in enumerate(names):
-        block = blocks[name]
+    figure = matplotlib.figure.Figure(figsize=(12, 0.4 * len(names) + 1.9), layout="constrained")
+    corrected, raw, share, norm = figure.subplots(1, 4, sharey=True, width_ratios=(2, 2, 1, 1))
+    for y, block in enumerate(blocks.values()):
         color = _COLORS[block["verdict"] if _known(block) else "undecided"]
-        _point(left, block["cosine"], block["cosine_interval"], k + 0.14, "#444444", "o")
-        _point(left, block["corrected_cosine"], block["corrected_interval"], k - 0.14, color, "D")
+        _point(corrected, block["corrected_cosine"], block["corrected_interval"], y, color, "D")
+        _point(raw, block["cosine"], block["cosine_interval"], y, "#444444", "o")
         for c, marker in zip(block["cosine_within"], ("|", "x")):
             if c is not None:
-                left.plot(c, k, marker, color="#d98c00", ms=8)
+                raw.plot(c, y, marker, color="#d98c00", ms=8)
         if block["share_negative"] is not None:
-            middle.barh(k, block["share_negative"], color="#bbbbbb")
+            share.barh(y, block["share_negative"], color="#bbbbbb")
         if block["norm_ratio"] is not None:
-            right.plot(block["norm_ratio"], k, "o", color="#444444")
+            norm.plot(block["norm_ratio"], y, "o", color="#444444")
     handles = [
-        left.plot([], [], "o", color="#444444", label="raw cosine, 95 %")[0],
-        *(left.plot([], [], "D", color=c, label=f"noise-corrected: {v}")[0] for v, c in _COLORS.items()),
-        left.plot([], [], "|", color="#d98c00", ms=8, label=f"two batches of {a}")[0],
-        left.plot([], [], "x", color="#d98c00", ms=8, label=f"two batches of {b}")[0],
+        *(corrected.plot([], [], "D", color=c, label=v)[0] for v, c in _COLORS.items()),
+        raw.plot([], [], "o", color="#444444", label=f"{a} with {b}")[0],
+        raw.plot([], [], "|", color="#d98c00", ms=8, label=f"two batches of {a}")[0],
+        raw.plot([], [], "x", color="#d98c00", ms=8, label=f"two batches of {b}")[0],
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    left.set(yticks=y, yticklabels=names, xlabel=f"cosine between {a} and {b}")
-    left.invert_yaxis()
-    middle.axvline(0.5, color="#444", lw=0.8, ls=":")
-    middle.set(xlim=(0, 1), xlabel="share of negative rounds")
-    right.axvline(1, color="#444", lw=0.8, ls=":")
-    right.set(xlim=(0, None), xlabel=f"norm {a} / {b}")
+    figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
+    for ax, at, style in ((corrected, 0, "-"), (raw, 0, "-"), (share, 0.5, ":"), (norm, 1, ":")):
+        ax.axvline(at, color="#444", lw=0.8, ls=style)
+    corrected.set(yticks=range(len(names)), yticklabels=names, xlim=(-1.05, 1.05))
+    corrected.set_xlabel(f"noise-corrected cosine, {a} with {b}, 95 %")
+    corrected.invert_yaxis()
+    raw.set_xlabel("raw cosine of batch gradients, 95 %")
+    share.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="share of negative rounds")
+    norm.set(xlim=(0, None), xlabel=f"norm {a} / {b}")
     return figure
 
 
