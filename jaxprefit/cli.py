@@ -14,6 +14,7 @@ from ml_collections import config_flags
 from jaxprefit.errors import UserError
 
 USER_ERROR_STATUS = 2
+_WORKDIR = "Folder for everything that is written; created, or continued."
 
 
 def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> None:
@@ -24,14 +25,12 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
     config_flag = config_flags.DEFINE_config_file(
         "config", config or None, "Config file, such as configs/minilm.py; any leaf: --config.optimizer.steps=100"
     )
-    workdir = flags.DEFINE_string("workdir", None, "Folder for everything that is written; created, or continued.")
+    workdir = flags.DEFINE_string("workdir", None, _WORKDIR)
     more = {name: flags.DEFINE_string(name, "", text) for name, text in extra.items()}
 
     def parse(argv: Sequence[str]) -> list[str]:
         if {"--help", "-h", "-help"} & set(argv):
-            print(
-                _help(doc, {"workdir": "Folder for everything that is written; created, or continued.", **extra}, argv)
-            )
+            print(_help(doc, {"workdir": _WORKDIR, **extra}, argv))
             sys.exit(0)
         try:
             return flags.FLAGS(list(argv))
@@ -55,6 +54,10 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             main(settings, pathlib.Path(workdir.value), **{name: f.value for name, f in more.items()})
         except UserError as e:
             _fail(str(e))
+        except OSError as e:  # no permission, no space, a folder where a file should be
+            if e.filename is None:
+                raise
+            _fail(f"{e.filename}: {e.strerror}")
         except KeyboardInterrupt:
             _fail("interrupted; the same command continues from the last checkpoint", 130)
 

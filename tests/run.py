@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 
 ROOT = Path(__file__).parents[1]
+COMPILED = tempfile.TemporaryDirectory(prefix="jaxprefit-compiled-")  # what one process compiled, the next one reads
 
 TINY: dict[str, Any] = {
     "model.layers": 1,
@@ -57,7 +59,8 @@ def start(experiment: str, *args: str, devices: int = 1, **streams: Any) -> subp
     """`python -m experiments.EXPERIMENT ARGS` from the repository's root on so many simulated devices, running."""
     kept = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     xla = f"{kept} --xla_force_host_platform_device_count={devices}".strip()
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "JAX_COMPILATION_CACHE_DIR": COMPILED.name}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
     return subprocess.Popen([sys.executable, "-m", f"experiments.{experiment}", *args], cwd=ROOT, env=env, **streams)
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import run
-from flax.traverse_util import flatten_dict
 
 from experiments import prefinetune
 from jaxprefit import checkpoints
@@ -59,18 +59,18 @@ def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint by path: weights, adapters, heads, the optimizer's moments and counts."""
     folder = workdir / "checkpoints" / str(step)
     trees = {"params": checkpoints.read(folder).params, "optimizer": checkpoints._read_tree(folder / "optimizer")}
-    return flatten_dict(trees, sep="/")
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
 
 
 def assert_same_state(a: Path, b: Path, step: int) -> None:
     first, second = saved(a, step), saved(b, step)
     assert first.keys() == second.keys()
-    assert any(path.startswith("optimizer/") and array.any() for path, array in first.items())
-    different = [path for path in first if first[path].tobytes() != second[path].tobytes()]
-    assert not different
-    for item in ("data", "tokenizer", "meta"):
-        texts = [(w / "checkpoints" / str(step) / item / "metadata").read_text() for w in (a, b)]
-        assert json.loads(texts[0]) == json.loads(texts[1]), item
+    assert sum("['mu']" in path and array.any() for path, array in first.items()) > 10, "the moments are in there"
+    assert not [path for path in first if first[path].tobytes() != second[path].tobytes()]
+    for item in ("data", "tokenizer"):
+        assert (a / f"checkpoints/{step}/{item}/metadata").read_text() == (
+            b / f"checkpoints/{step}/{item}/metadata"
+        ).read_text()
 
 
 def wait(process: subprocess.Popen, ready: Callable[[], Any]) -> None:
@@ -145,5 +145,4 @@ def test_places_and_rhythm_may_change(unbroken: Path, copy: Path, cache: Path, t
     shutil.copytree(cache, tmp_path / "cache")
     prefinetune.run(run.config(cache, {**SETTINGS, **elsewhere, **rhythm}), copy)
     assert metrics(copy) == metrics(unbroken)
-    first, second = saved(copy, STEPS), saved(unbroken, STEPS)
-    assert all(np.array_equal(first[path], second[path]) for path in first)
+    assert_same_state(copy, unbroken, STEPS)
