@@ -22,6 +22,7 @@ from rich.progress import Progress
 
 import jaxprefit
 from experiments import wiring
+from experiments.checks import check
 from jaxprefit import cli, train
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.conflict.probe import probe
@@ -35,8 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     """Probes the checkpoint, writes the report, returns what conflict.json holds."""
     if not checkpoint:
         raise UserError("--checkpoint is missing; give the workdir of a run that trained two families together")
-    if config.conflict.rounds < 4:
-        raise UserError(f"conflict.rounds is {config.conflict.rounds}; an interval needs at least 4, better 24")
+    check(config)
     model = jaxprefit.load(checkpoint)
     if not model.meta:
         raise UserError(f"{checkpoint} is a plain encoder, no run; the probe needs both families' heads")

@@ -22,6 +22,7 @@ from rich.table import Table
 
 import jaxprefit
 from experiments import wiring
+from experiments.checks import check
 from jaxprefit import cli
 from jaxprefit.data import sources
 from jaxprefit.downstream.finetune import FinetuneConfig, TaskData, finetune
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
 
 def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model, checkpoint: str) -> dict[str, Any]:
     """As `run`, for a model in memory."""
+    check(config)
     c = config.downstream
     cfg = FinetuneConfig(c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr)
     cfg.validate()

@@ -9,6 +9,7 @@ The same command continues a run that was stopped, and every later line and weig
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.table import Table
 from experiments import wiring
 from jaxprefit import cli, loop, surgery, train
 from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 from jaxprefit.strategies import Strategy, trainable_and_total
 
@@ -62,6 +64,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     elif not steps:  # nothing to train: the checkpoint is the start encoder
         save(state, {})
     after = wiring.held_out_scores(parts, config, state.params)
+    for name, found in after.items():
+        if not math.isfinite(found["loss"]):
+            raise UserError(f"step {steps}: the held-out {name} loss is not finite; lower the learning rate")
     trainable, total = trainable_and_total(counts)
     summary = {
         "schema": "jaxprefit.prefinetune",

@@ -13,7 +13,6 @@ import pathlib
 import time
 from typing import Any
 
-import jax
 import matplotlib.figure
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -53,7 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "data": "generated",
         "seed": config.seed,
         "steps": config.optimizer.steps,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": trained["device"],
         "strategies": results,
         "conflict": found["blocks"]["layer"] | found["blocks"]["whole"],
     }
@@ -70,7 +69,8 @@ def rows(summary: dict[str, Any]) -> list[list[str]]:
     out = []
     for name, r in summary["strategies"].items():
         losses = [f"{r['held_out_loss'][f]:.3f}" if f in r["held_out_loss"] else "-" for f in ("ner", "tc")]
-        out.append([name, f"{100 * r['ner_f1']:.1f}", f"{100 * r['tc_accuracy']:.1f}", *losses])
+        scores = ["-" if r[k] is None else f"{100 * r[k]:.1f}" for k in ("ner_f1", "tc_accuracy")]
+        out.append([name, *scores, *losses])
     return out
 
 
@@ -114,6 +114,8 @@ def scores_figure(summary: dict[str, Any]) -> matplotlib.figure.Figure:
     figure = matplotlib.figure.Figure(figsize=(6.5, 4.5), layout="constrained")
     ax = figure.subplots()
     for name, r in summary["strategies"].items():
+        if None in (r["tc_accuracy"], r["ner_f1"]):
+            continue
         x, y = 100 * r["tc_accuracy"], 100 * r["ner_f1"]
         ax.plot(x, y, "o", ms=8, color="#b2182b" if name == "task_primary" else "#2166ac")
         ax.annotate(name, (x, y), (6, 6), textcoords="offset points", fontsize=10)

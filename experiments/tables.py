@@ -35,12 +35,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
             found[kind].append(_without_folders(content))
     if not any(found.values()):
         raise UserError(f"{runs} holds no summary.json, scores.json or conflict.json")
+    written: list[pathlib.Path] = []
     for kind, contents in found.items():
-        contents.sort(key=lambda c: (ORDER.index(_strategy(c)), c.get("seed", 0)))
+        contents.sort(key=lambda c: (ORDER.index(_strategy(c)), c.get("step") or 0, c.get("seed", 0)))
         workdir.mkdir(parents=True, exist_ok=True)
         for content in contents:
-            seed = f"_seed{content['seed']}" if kind == "conflict" else ""
-            write_json(workdir / f"{kind}_{_strategy(content)}{seed}.json", content)
+            file = workdir / f"{kind}_{_label(content)}.json"
+            if file in written:
+                raise UserError(f"{runs} holds two results that would both be {file.name}; give a folder without one")
+            written.append(file)
+            write_json(file, content)
     text = "\n".join([*losses(found["summary"]), *scores(found["scores"]), *conflicts(found["conflict"])])
     write_text(workdir / "tables.md", text)
     print(text)
@@ -70,7 +74,7 @@ def scores(contents: list[dict[str, Any]]) -> list[str]:
         by_name = {t["task"]: t for t in c["tasks"]}
         main = [_spread(by_name[t]["seeds"], "f1" if f == "ner" else "accuracy") for t, f in tasks]
         other = [_spread(by_name[t]["seeds"], "f1_lenient" if f == "ner" else "macro_f1") for t, f in tasks]
-        averages = [f"{100 * c['average'][f]:.1f}" for f in ("ner", "tc")]
+        averages = ["-" if c["average"][f] is None else f"{100 * c['average'][f]:.1f}" for f in ("ner", "tc")]
         rows.append([_strategy(c), *main, *averages])
         beside.append([_strategy(c), *other])
     recipe = contents[0]["downstream"]
@@ -109,6 +113,12 @@ def _spread(seeds: list[dict[str, float]], key: str) -> str:
 
 def _strategy(content: dict[str, Any]) -> str:
     return content["start"]["strategy"] if "start" in content else content["strategy"]
+
+
+def _label(content: dict[str, Any]) -> str:
+    """Strategy, and for a probe its step and seed."""
+    probe = f"_step{content['step']}_seed{content['seed']}" if "rounds" in content else ""
+    return _strategy(content) + probe
 
 
 def _without_folders(content: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import tokenizers
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from experiments.checks import check
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
@@ -112,13 +113,15 @@ def lora_spec(config: ConfigDict, encoder: EncoderConfig) -> lora.LoraSpec:
 
 def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
-    surgery.get(config.aggregator)
+    check(config)
+    surgery.get(config.aggregator)  # an unknown name fails before data is read; the next line too
+    strategies.make(config.strategy, FAMILIES)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
-    if optimizer.steps < 1 or not 0 <= optimizer.warmup_steps <= optimizer.steps:
-        raise UserError("optimizer.steps must be at least 1 and optimizer.warmup_steps between 0 and optimizer.steps")
-    strategies.make(config.strategy, FAMILIES)  # as above, an unknown name fails before data is read
     mesh = make_mesh(config.devices)
     cache = cache_folder(config, workdir)
+    for folder in (workdir, cache):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
     spec = lora_spec(config, start.config)
     data = family_data(config, start.tokenizer, cache)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from jaxprefit.errors import UserError
 
@@ -30,14 +30,14 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
 
     def parse(argv: Sequence[str]) -> list[str]:
         if {"--help", "-h", "-help"} & set(argv):
-            print(_help(doc, {"workdir": _WORKDIR, **extra}, argv))
+            print(_help(doc, {"workdir": _WORKDIR, **extra}, _config_file(argv, config)))
             sys.exit(0)
         try:
             return flags.FLAGS(list(argv))
         except SystemExit:
             raise
         except Exception as e:  # the library's own exceptions, an error in the config file, a missing file
-            _fail(_flag_error(e, argv))
+            _fail(_flag_error(e, argv, _config_file(argv, config)))
 
     def call(argv: Sequence[str]) -> None:
         try:
@@ -46,8 +46,12 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             try:
                 settings = config_flag.value
             except Exception as e:  # the config file is missing or does not run; it is read only now
-                raise UserError(_flag_error(e, argv)) from e
-            if not settings:
+                raise UserError(_flag_error(e, sys.argv, _config_file(sys.argv, config))) from e
+            if not isinstance(settings, ConfigDict):  # the library returns its error as a value that raises when used
+                if config_flag.value is not None and flags.FLAGS["config"].present:
+                    raise UserError(
+                        f"--config={_config_file(sys.argv, config)} cannot be read; name a file of configs/"
+                    )
                 raise UserError("--config is missing; for example --config=configs/minilm.py")
             if not workdir.value:
                 raise UserError("--workdir is missing; for example --workdir=runs/first")
@@ -66,18 +70,18 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
     app.run(call, flags_parser=parse)
 
 
-def _help(doc: str, options: Mapping[str, str], argv: Sequence[str]) -> str:
+def _help(doc: str, options: Mapping[str, str], file: str) -> str:
     """The module's docstring, its flags, and every setting with its value in the config file."""
     lines = [doc.strip(), "", "flags:", "  --config=FILE  such as configs/minilm.py"]
     lines += [f"  --{name}=...  {text}" for name, text in options.items()]
     lines += ["", "settings, with the config file's values (configs/default.py says what they mean):"]
-    lines += [f"  --config.{key}={value}" for key, value in _leaves(argv).items()]
+    lines += [f"  --config.{key}={value}" for key, value in _leaves(file).items()]
     return "\n".join(lines)
 
 
-def _flag_error(e: Exception, argv: Sequence[str]) -> str:
+def _flag_error(e: Exception, argv: Sequence[str], file: str) -> str:
     """One line for what the flag library says; a near match where a --config.KEY is no setting of the config."""
-    known = _leaves(argv)
+    known = _leaves(file)
     for flag in (a.lstrip("-").split("=")[0] for a in argv if a.startswith("--config.")):
         key = flag.removeprefix("config.")
         if known and key not in known:
@@ -87,11 +91,14 @@ def _flag_error(e: Exception, argv: Sequence[str]) -> str:
     return " ".join(str(e).split())[:400]
 
 
-def _leaves(argv: Sequence[str]) -> dict[str, Any]:
-    """Dotted name -> value for all leaves of the config file named in `argv`, else of the module's own or the default
-    one; {} where it cannot be read."""
+def _config_file(argv: Sequence[str], default: str) -> str:
+    """The config file named in `argv`, else the module's own, else the one of defaults."""
     names = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))]
-    file = names[-1] if names else (flags.FLAGS["config"].default or "configs/default.py")
+    return names[-1] if names else default or "configs/default.py"
+
+
+def _leaves(file: str) -> dict[str, Any]:
+    """Dotted name -> value for all leaves of a config file; {} where it cannot be read."""
     try:
         spec = importlib.util.spec_from_file_location("_config", file)
         module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]

@@ -100,6 +100,8 @@ def load(path: str | os.PathLike) -> Model:
     """
     folder = checkpoints.find(pathlib.Path(path))
     if folder is None:
+        if pathlib.Path(path).is_dir() and not (pathlib.Path(path) / "config.json").is_file():
+            raise UserError(f"{path} is neither a run (it has no checkpoints/) nor an encoder (it has no config.json)")
         start = load_pretrained(path)
         return Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
     saved = checkpoints.read(folder)

@@ -18,6 +18,8 @@ from jaxprefit.errors import UserError
 from jaxprefit.sharding import put_batch
 from jaxprefit.train import TrainState
 
+_ADVICE = "Lower the learning rate or look at this step's batch"
+
 Step = Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -68,10 +70,18 @@ def run(
             pending = number, metrics
             if number % cfg.checkpoint_every == 0 or number == cfg.steps:
                 flush()
+                if not all_finite(state.params):
+                    raise UserError(f"step {number}: a weight is not finite; earlier checkpoints are kept. {_ADVICE}")
                 writer.sync()
                 save(state, positions(streams))
         flush()
     return state
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every number in a tree of arrays is finite."""
+    return jax.numpy.all(jax.numpy.stack([jax.numpy.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
 def positions(streams: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,8 +112,7 @@ class MetricsWriter:
         bad = [k for k, v in values.items() if k.startswith(("loss/", "gradient_norm/")) and not np.isfinite(v)]
         if bad:
             raise UserError(
-                f"step {number}: {', '.join(sorted(bad))} is not finite; the last checkpoint is kept. "
-                "Lower the learning rate or look at this step's batch"
+                f"step {number}: {', '.join(sorted(bad))} is not finite; earlier checkpoints are kept. {_ADVICE}"
             )
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now

@@ -1,5 +1,6 @@
 """One family's stream of batches: its sources, shuffled and mixed by named weights, through Grain."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import grain
@@ -60,7 +61,7 @@ def mixture(
         # Grain derives one seed per node from the seed of the source.
         parts.append(grain.MapDataset.source(rows).seed(seed + len(parts)).shuffle().repeat().map(encode))
         shares.append(float(weights.get(name, 1.0) if weights else len(rows)))
-    if min(shares) < 0 or not sum(shares):
+    if not (min(shares) >= 0 and 0 < sum(shares) < math.inf):
         raise UserError(f"data.{family.name}.weights must be non-negative with a positive sum")
     kept = [(p, s) for p, s in zip(parts, shares) if s > 0]
     mixed = grain.MapDataset.mix([p for p, _ in kept], [s for _, s in kept]) if len(kept) > 1 else kept[0][0]

@@ -1,0 +1,78 @@
+"""Ranges of the config's numbers, checked before anything is read, trained or written."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxprefit.errors import UserError
+
+AT_LEAST = {
+    "seed": 0,
+    "devices": 0,
+    "model.layers": 1,
+    "model.hidden": 1,
+    "model.heads": 1,
+    "model.intermediate": 1,
+    "model.vocab": 100,
+    "optimizer.steps": 1,
+    "optimizer.warmup_steps": 0,
+    "optimizer.backbone_lr": 0,
+    "optimizer.lora_lr": 0,
+    "optimizer.head_lr": 0,
+    "optimizer.weight_decay": 0,
+    "data.held_out": 0,
+    "data.limit": 0,
+    "data.ner.loss_weight": 0,
+    "data.tc.loss_weight": 0,
+    "run.checkpoint_every": 1,
+    "run.keep": 1,
+    "run.log_every": 1,
+    "conflict.rounds": 4,  # an interval needs that many; 24 are better
+    "conflict.seed": 0,
+    "downstream.steps": 1,
+    "downstream.batch_size": 1,
+    "downstream.lora_lr": 0,
+    "downstream.head_lr": 0,
+    "downstream.backbone_lr": 0,
+}
+ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "lora.alpha", "downstream.fraction")
+BELOW_ONE = ("model.hidden_dropout", "lora.dropout")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError naming the first setting out of range. What depends on data or encoder is checked with them."""
+    for key, low in AT_LEAST.items():
+        _require(config, key, functools.partial(operator.le, low), f"at least {low}")
+    for key in ABOVE_ZERO:
+        _require(config, key, lambda v: v > 0, "above 0")
+    for key in BELOW_ONE:
+        _require(config, key, lambda v: 0 <= v < 1, "in [0, 1)")
+    _require(config, "downstream.fraction", lambda v: v <= 1, "at most 1")
+    if config.optimizer.warmup_steps > config.optimizer.steps:
+        raise UserError(
+            f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
+            f"it must not exceed optimizer.steps, {config.optimizer.steps}"
+        )
+    for key in ("data.ner.sources", "data.tc.sources", "downstream.ner", "downstream.tc"):
+        if not all(isinstance(item, str) for item in _get(config, key)):
+            raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+    seeds = config.downstream.seeds
+    if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
+        raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
+
+
+def _require(config: ConfigDict, key: str, holds: Callable[[float], bool], text: str) -> None:
+    value = _get(config, key)
+    if not (math.isfinite(value) and holds(value)):
+        raise UserError(f"{key} is {value}; it must be {text}")
+
+
+def _get(config: ConfigDict, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
