@@ -111,15 +111,15 @@ def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str
 
 def scores_figure(summary: dict[str, Any]) -> matplotlib.figure.Figure:
     """NER F1 against TC accuracy: a good backbone for both lies at the upper right."""
-    figure = matplotlib.figure.Figure(figsize=(6.5, 4.5), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(7.5, 4.5), layout="constrained")
     ax = figure.subplots()
-    for name, r in summary["strategies"].items():
+    for (name, r), marker in zip(summary["strategies"].items(), "os^vD"):
         if None in (r["tc_accuracy"], r["ner_f1"]):
             continue
         x, y = 100 * r["tc_accuracy"], 100 * r["ner_f1"]
-        ax.plot(x, y, "o", ms=8, color="#b2182b" if name == "task_primary" else "#2166ac")
-        ax.annotate(name, (x, y), (6, 6), textcoords="offset points", fontsize=10)
-    ax.margins(0.2)
+        ax.plot(x, y, marker, ms=9, label=name)
+    ax.margins(0.1)
+    figure.legend(loc="outside right upper", frameon=False)
     ax.set(xlabel="TC accuracy, %", ylabel="NER strict span F1, %")
     ax.grid(alpha=0.3)
     return figure

@@ -55,7 +55,9 @@ def corrected_cosine(k: np.ndarray, i: int, j: int) -> float:
 def jackknife(k: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
     """Interval of a statistic of K at LEVEL: delete one group at a time, Student's t with G - 1 degrees of freedom.
 
-    NaN where the statistic of some part is.
+    NaN where the statistic of some part is. In simulations with heavy tails and few effective dimensions the interval
+    of `inner` keeps its level; that of `corrected_cosine`, a ratio, covers in about nine cases of ten where the noise
+    is large.
     """
     groups = k.shape[1]
     kept = [np.delete(np.arange(groups), g) for g in range(groups)]
