@@ -130,22 +130,12 @@ def test_labels_never_seen_in_training_are_named(tmp_path: Path) -> None:
         check_labels("mine", people, places)
 
 
-@pytest.mark.parametrize(
-    "changed, expected",
-    [
-        ({"mode": "adaptor"}, "choose from adapter, probe, full"),
-        ({"fraction": 0.0}, "must lie in"),
-        ({"fraction": 1.1}, "must lie in"),
-        ({"steps": 0}, "at least 1"),
-        ({"batch_size": 0}, "at least 1"),
-    ],
-)
-def test_settings_out_of_range_are_named(changed: dict, expected: str) -> None:
+def test_an_unknown_mode_is_named() -> None:
     good = {"mode": "full", "steps": 1, "batch_size": 1, "fraction": 1.0}
     good |= {"lora_lr": 1e-3, "head_lr": 1e-3, "backbone_lr": 1e-3}
     FinetuneConfig(**good).validate()
-    with pytest.raises(UserError, match=expected):
-        FinetuneConfig(**(good | changed)).validate()
+    with pytest.raises(UserError, match="choose from adapter, probe, full"):
+        FinetuneConfig(**(good | {"mode": "adaptor"})).validate()
 
 
 # An easy task of each kind: which of the words below occur.

@@ -70,7 +70,7 @@ def test_same_seed_same_records(generate, held_out):
 def test_same_on_every_machine_and_python_version():
     records = [generate(100, 3, held_out) for generate in KINDS for held_out in (False, True)]
     digest = hashlib.sha256(json.dumps([records, synthetic.corpus(100, 3)]).encode()).hexdigest()
-    assert digest[:16] == "b20ad8c84f9a7373", "the text has changed; if that is meant, update this value"
+    assert digest[:16] == "5c9aa00e1cef26c7", "the text has changed; if that is meant, update this value"
 
 
 @BOTH
@@ -159,7 +159,7 @@ def test_labels_are_balanced(held_out):
 
 @BOTH
 def test_the_sides_of_a_pair_belong_together(held_out):
-    """The right partner shares more words than a random one, but is no copy."""
+    """The right partner shares more words than a random one, but is no copy; half of the pairs share a topic only."""
     records = synthetic.pairs(1000, 6, held_out)
     words = [[set(re.findall(r"\w+", r[side].lower())) for r in records] for side in "ab"]
 
@@ -167,7 +167,7 @@ def test_the_sides_of_a_pair_belong_together(held_out):
         shifted = words[1][shift:] + words[1][:shift]
         return float(np.mean([len(a & b) / len(a | b) for a, b in zip(words[0], shifted, strict=True)]))
 
-    assert 2 * overlap(1) < overlap(0) < 0.5
+    assert 1.4 * overlap(1) < overlap(0) < 0.5
 
 
 def test_detokenise():
