@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
         c.data[family].weights = ""
         c.data[family].batch_size = 32  # global, over all devices
         c.data[family].max_length = 32  # tokens; longer texts are cut
-        c.data[family].loss_weight = 1.0
+        c.data[family].loss_weight = 1.0  # on the family's clipped gradient
     c.data.tc.temperature = 0.05
 
     c.run = ConfigDict()  # may differ between a run and its continuation

@@ -1,13 +1,13 @@
-r"""Where do the families' gradients conflict? A report from a checkpoint and fresh batches.
+r"""Where do the families' gradients conflict? A report from a checkpoint and batches drawn anew.
 
-python -m experiments.conflict --config=configs/minilm.py --checkpoint=runs/naive --workdir=runs/naive/conflict \
-    --config.data.root=DIR
+python -m experiments.conflict --config=configs/minilm.py --checkpoint=runs/naive --workdir=runs/naive_conflict
 
 At the checkpoint's parameters, per block of the shared parameters (embeddings, each layer, each kind of matrix): the
 cosine between families, the cosine of two disjoint batches of one family as the reference level, the noise-corrected
-cosine, the share of rounds below zero, the ratio of norms. Sources, batch sizes and LoRA are the run's own; from
---config come only conflict.*, data.root, data.cache and devices. Writes conflict.json, conflict.html, and grams.npz
-with the raw Gram matrices.
+cosine, the share of rounds below zero, the ratio of norms. Batches are the run's training rows in a new
+order; gradients are taken before clipping and loss weights. Sources, batch sizes and LoRA are the run's own; from
+--config come only conflict.*, devices, and data.root and data.cache where given. Writes conflict.json, conflict.html,
+and grams.npz with the raw Gram matrices.
 """
 
 import pathlib
@@ -28,12 +28,12 @@ from jaxprefit.conflict import report as conflict_report
 from jaxprefit.conflict.probe import probe
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
-from jaxprefit.report import page
-from jaxprefit.sharding import make_mesh, put_batch, put_state
+from jaxprefit.html import page
+from jaxprefit.sharding import check_batch_size, make_mesh, put_batch, put_state
 
 
-def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
-    """Probes the checkpoint, writes the report, returns what conflict.json holds."""
+def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool = True) -> dict[str, Any]:
+    """Probes the checkpoint, writes the report, prints it where `show`, returns what conflict.json holds."""
     if not checkpoint:
         raise UserError("--checkpoint is missing; give the workdir of a run that trained two families together")
     check(config)
@@ -47,6 +47,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
         raise UserError(f"strategy '{strategy.name}' shares no parameter between families; nothing can conflict")
     saved, data, setup = wiring.reopen(model, config, workdir)
     mesh = make_mesh(config.devices)
+    for name in setup.families:
+        check_batch_size(mesh, saved.data[name].batch_size, f"data.{name}.batch_size of the run")
     flat = put_state(mesh, flat)
     gradients = {
         name: jax.jit(lambda f, batch, name=name: train.family_gradients(setup, name, f, batch, None)[2])
@@ -80,7 +82,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     write_json(workdir / "conflict.json", result)
     title = f"Gradient conflict: {strategy.name}, step {model.meta['step']}"
     write_text(workdir / "conflict.html", page(title, conflict_report.html_parts(result)))
-    conflict_report.print_tables(result)
+    if show:
+        conflict_report.print_tables(result)
     print(f"wrote {workdir / 'conflict.json'} and {workdir / 'conflict.html'}")
     return result
 

@@ -1,7 +1,7 @@
 r"""Downstream scores of a checkpoint: NER by strict span F1, text classification by accuracy, one table.
 
 python -m experiments.downstream --config=configs/minilm.py --checkpoint=runs/task_primary \
-    --workdir=runs/task_primary/downstream --config.data.root=DIR
+    --workdir=runs/task_primary_scores --config.data.root=DIR
 
 Per task a linear head with a LoRA on the frozen backbone (downstream.mode=adapter; it starts from the family's LoRA),
 a linear head alone (probe), or full fine-tuning (full). --checkpoint is a run's workdir, one of its steps, or a
@@ -9,12 +9,15 @@ Hugging Face directory. Writes WORKDIR/scores.json, and one file per finished ta
 same command continues where it was stopped.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 from typing import Any
 
+import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -48,18 +51,30 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     c = config.downstream
     cfg = FinetuneConfig(c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr)
     cfg.validate()
-    spec = wiring.lora_spec(config, model.config)
+    # The same arithmetic and dropout for every start, whatever a Hugging Face config.json says.
+    arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, **arithmetic))
+    spec = wiring.lora_spec(config)
+    if c.mode == "adapter":
+        spec.validate(model.config)
+    own = model.meta["config"]["lora"] if model.adapters else {}
+    given = json.loads(json.dumps(config.lora.to_dict()))
+    if c.mode == "adapter" and own and own != given:
+        raise UserError(
+            f"config.lora differs from the LoRA of {checkpoint}, {own}; give the same, to compare like with like"
+        )
     tasks = load_tasks(config, workdir, model)
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
     recipe = {k: v for k, v in c.to_dict().items() if k not in ("ner", "tc", "seeds")}
-    settings = json.loads(json.dumps({"start": start, "downstream": recipe, "lora": config.lora.to_dict()}))
+    settings = json.loads(json.dumps({"start": start, "downstream": recipe | arithmetic, "lora": given}))
+    weights = fingerprint(model.params)
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         for data in tasks:
             cells = []
             # A finished cell is used again only for the same checkpoint, recipe and rows.
-            identity = [settings, data.train.directory.name, data.test.directory.name]
+            identity = [settings, weights, data.train.directory.name, data.test.directory.name]
             digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
             for seed in c.seeds:
                 file = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
@@ -84,6 +99,14 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     write_json(workdir / "scores.json", content)
     print_table(content)
     return content
+
+
+def fingerprint(tree: Any) -> str:
+    """A hash of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten_dict(tree, sep="/").items()):
+        digest.update(path.encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model) -> list[TaskData]:

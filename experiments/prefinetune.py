@@ -4,10 +4,12 @@ python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task
     --config.model.path=DIR --config.data.root=DIR --config.strategy=task_primary
 
 Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
-The same command continues a run that was stopped, and every later line and weight is the same as without the stop.
+The same command continues a run that was stopped; on the CPU every later line and weight is the same as without the
+stop.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -35,21 +37,22 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     counts = strategy.counts(parts.params)
     print_counts(strategy, counts)
     workdir.mkdir(parents=True, exist_ok=True)
-    saved = wiring.saved_config(config)
-    checkpoints = Checkpoints(workdir, config.run.keep)
-    fresh, tx = wiring.fresh_state(parts)
-    streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
-    state = loop.resume(checkpoints, fresh, streams, saved)
-    write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    before = wiring.held_out_scores(parts, config, fresh.params)
+    tokenizer = parts.start.tokenizer.to_str()
     meta = {
-        "config": saved,
+        "config": wiring.saved_config(config),
         "encoder": dataclasses.asdict(parts.start.config),
         "strategy": strategy.name,
         "touch_table": strategy.table,
         "families": {name: f.describe() for name, f in parts.setup.families.items()},
+        "data": wiring.data_fingerprints(parts),
+        "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
     }
-    tokenizer = parts.start.tokenizer.to_str()
+    checkpoints = Checkpoints(workdir, config.run.keep)
+    fresh, tx = wiring.fresh_state(parts)
+    streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
+    state = loop.resume(checkpoints, fresh, streams, meta)
+    write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
+    before = wiring.held_out_scores(parts, config, fresh.params)
 
     def save(state: train.TrainState, positions: dict) -> None:
         checkpoints.save(state, positions, tokenizer, meta)

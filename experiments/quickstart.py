@@ -20,8 +20,9 @@ from rich.table import Table
 
 import jaxprefit
 from experiments import conflict, downstream, prefinetune, wiring
-from jaxprefit import cli, report
+from jaxprefit import cli, html
 from jaxprefit.conflict import report as conflict_report
+from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 
 SUMMARY_VERSION = 1
@@ -31,11 +32,14 @@ STRATEGIES = ("none", "individual_ner", "individual_tc", "naive", "task_primary"
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs the whole comparison and returns what summary.json holds."""
     begin = time.perf_counter()
+    named = [*config.data.ner.sources, *config.data.tc.sources, *config.downstream.ner, *config.downstream.tc]
+    if foreign := [s for s in named if not s.startswith("generated:")]:
+        raise UserError(f"quickstart is for generated text, not '{foreign[0]}'; run prefinetune and downstream")
     results = {}
+    config.data.cache = str(wiring.cache_folder(config, workdir))
     for strategy in STRATEGIES:
         c = copy.deepcopy(config)
         c.strategy = strategy
-        c.data.cache = str(wiring.cache_folder(config, workdir))
         trained = prefinetune.run(c, workdir / strategy)
         model = jaxprefit.load(workdir / strategy)
         scores = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
@@ -45,7 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             "tc_accuracy": scores["average"]["tc"],
             "tasks": scores["tasks"],
         }
-    found = conflict.run(c, workdir / "conflict", str(workdir / "naive"))
+    found = conflict.run(config, workdir / "conflict", str(workdir / "naive"), show=False)
     summary = {
         "schema": "jaxprefit.quickstart",
         "version": SUMMARY_VERSION,
@@ -100,13 +104,13 @@ def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str
     sections = [
         (
             "Strategies",
-            [report.paragraph(text), report.picture(*pictures["scores"]), report.table(HEADER, rows(summary))],
+            [html.paragraph(text), html.picture(*pictures["scores"]), html.table(HEADER, rows(summary))],
         ),
         *((f"Conflict in the naive run: {h.lower()}", parts) for h, parts in conflict_report.html_parts(found)),
     ]
-    write_text(workdir / "report.html", report.page("jaxprefit quickstart", sections))
+    write_text(workdir / "report.html", html.page("jaxprefit quickstart", sections))
     for name, (figure, _) in {**pictures, **conflict_report.figures(found)}.items():
-        (workdir / f"{name}.png").write_bytes(report.png(figure))
+        (workdir / f"{name}.png").write_bytes(html.png(figure))
 
 
 def scores_figure(summary: dict[str, Any]) -> matplotlib.figure.Figure:

@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
         workdir.mkdir(parents=True, exist_ok=True)
         for content in contents:
             file = workdir / f"{kind}_{_label(content)}.json"
-            if file in written:
+            if file in written:  # two seeds of one strategy, say
                 raise UserError(f"{runs} holds two results that would both be {file.name}; give a folder without one")
             written.append(file)
             write_json(file, content)

@@ -103,12 +103,10 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
     return out
 
 
-def lora_spec(config: ConfigDict, encoder: EncoderConfig) -> lora.LoraSpec:
-    """The validated LoRA settings."""
+def lora_spec(config: ConfigDict) -> lora.LoraSpec:
+    """The LoRA settings; what makes an adapter validates them."""
     c = config.lora
-    spec = lora.LoraSpec(c.last_layers, tuple(c.targets), c.rank, c.alpha, c.dropout)
-    spec.validate(encoder)
-    return spec
+    return lora.LoraSpec(c.last_layers, tuple(c.targets), c.rank, c.alpha, c.dropout)
 
 
 def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
@@ -123,7 +121,9 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
-    spec = lora_spec(config, start.config)
+    spec = lora_spec(config)
+    if strategies.make(config.strategy, FAMILIES).adapters:
+        spec.validate(start.config)  # before data is read
     data = family_data(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]
     strategy = strategies.make(config.strategy, FAMILIES, constants)
@@ -198,6 +198,11 @@ def saved_config(config: ConfigDict) -> dict[str, Any]:
     return {
         k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in ("run", "conflict", "downstream")
     }
+
+
+def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
+    """Trained family -> source -> the cache folder's name, which holds a hash of the source's content and settings."""
+    return {f: {name: part.data.directory.name for name, part in run.data[f].train} for f in run.setup.families}
 
 
 def held_out_scores(run: Run, config: ConfigDict, flat: Mapping[str, jax.Array]) -> dict[str, dict[str, float]]:

@@ -28,6 +28,7 @@ from jaxprefit.train import TrainState
 FORMAT_VERSION = 1
 PLACES = ("data.root", "data.cache", "model.path", "devices")
 """Config keys that may differ when a run is continued elsewhere."""
+_COPY_AGAIN = "take another step or copy it again, whole"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +71,19 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, step: int, like: TrainState, config: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, step: int, like: TrainState, meta: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """(state, data positions) of `step`, laid out as `like`, a fresh state of the same run.
 
-        Raises UserError where an item is missing or the run's `config` differs from the saved one.
+        Raises UserError where an item is missing, or where the run that continues is another one: a difference in
+        config, encoder, families, data or tokenizer between its `meta` and the saved one.
         """
         folder = self.folder / str(step)
-        meta = _read_meta(folder)
-        changed = _first_difference(meta["config"], config)
-        if changed:
-            raise UserError(
-                f"{folder} was written with another config: {changed}; use a new --workdir, or change it back"
-            )
+        saved = _read_meta(folder)
+        for part in ("config", "encoder", "families", "data", "tokenizer"):
+            if changed := _first_difference(saved[part], meta[part]):
+                raise UserError(
+                    f"{folder} was written with another {part}: {changed}; use a new --workdir, or change it back"
+                )
         trees = {**_items(like.params), "optimizer": like.opt_state}
         args = {
             name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
@@ -109,8 +111,7 @@ def read(folder: pathlib.Path) -> Loaded:
     folder = folder.absolute()
     meta = _read_meta(folder)
     params = _tree({name: _read_tree(folder / name) for name in meta["items"]})
-    tokenizer = json.loads((folder / "tokenizer" / "metadata").read_text())["json"]
-    return Loaded(params, meta, tokenizer)
+    return Loaded(params, meta, _read_json_item(folder, "tokenizer")["json"])
 
 
 def _items(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +130,7 @@ def _tree(items: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_meta(folder: pathlib.Path) -> dict:
     _require(folder, "meta")
-    meta = json.loads((folder / "meta" / "metadata").read_text())
+    meta = _read_json_item(folder, "meta")
     if meta.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder} has checkpoint format {meta.get('format_version')}; this version reads format {FORMAT_VERSION}"
@@ -141,19 +142,36 @@ def _read_meta(folder: pathlib.Path) -> dict:
 
 def _require(folder: pathlib.Path, item: str) -> None:
     if not (folder / item).is_dir():
-        raise UserError(f"{folder}: the checkpoint lacks its item '{item}'; take another step or copy it again, whole")
+        raise UserError(f"{folder}: the checkpoint lacks its item '{item}'; {_COPY_AGAIN}")
+
+
+def _read_json_item(folder: pathlib.Path, item: str) -> dict:
+    try:
+        return json.loads((folder / item / "metadata").read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{folder}: the item '{item}' is damaged; {_COPY_AGAIN}") from e
 
 
 def _read_tree(folder: pathlib.Path) -> dict:
+    try:
+        return _read_arrays(folder)
+    except Exception as e:  # Orbax and TensorStore raise many kinds
+        raise UserError(f"{folder.parent}: the item '{folder.name}' is damaged; {_COPY_AGAIN}") from e
+
+
+def _read_arrays(folder: pathlib.Path) -> dict:
     reader = ocp.PyTreeCheckpointer()
     metadata = reader.metadata(folder).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
     return reader.restore(folder, restore_args=as_numpy)
 
 
-def _first_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """'key: old -> new' for the first differing leaf of two nested configs; '' where they agree but for places."""
-    a, b = (flatten_dict(json.loads(json.dumps(c)), sep=".") for c in (old, new))
+def _first_difference(old: Any, new: Any) -> str:
+    """'key: old -> new' for the first differing leaf of two nested dicts; '' where they agree but for places."""
+    old, new = json.loads(json.dumps([old, new]))
+    if not isinstance(old, dict):
+        return "" if old == new else f"{old} -> {new}"
+    a, b = (flatten_dict(c, sep=".") for c in (old, new))
     for key in sorted(a.keys() | b.keys()):
         if key not in PLACES and a.get(key) != b.get(key):
             return f"{key}: {a.get(key)} -> {b.get(key)}"

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +60,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
         except UserError as e:
             _fail(str(e))
         except OSError as e:  # no permission, no space, a folder where a file should be
-            if e.filename is None:
-                raise
-            _fail(f"{e.filename}: {e.strerror}")
+            _fail(": ".join(str(part) for part in (e.filename, e.strerror or e) if part))
         except KeyboardInterrupt:
             _fail("interrupted; the same command continues from the last checkpoint", 130)
 
@@ -94,6 +93,7 @@ def _flag_error(e: Exception, argv: Sequence[str], file: str) -> str:
 def _config_file(argv: Sequence[str], default: str) -> str:
     """The config file named in `argv`, else the module's own, else the one of defaults."""
     names = [a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))]
+    names += [b for a, b in itertools.pairwise(argv) if a in ("--config", "-config")]
     return names[-1] if names else default or "configs/default.py"
 
 

@@ -6,7 +6,8 @@ live in a variable collection of their own:
     encoder.apply({'params': backbone}, ids, mask)                   # the base model
     encoder.apply({'params': backbone, 'lora': adapter}, ids, mask)  # the same with an adapter
 
-Attention-probability dropout is not implemented: fused attention kernels do not have it. Hidden dropout is.
+Attention is `jax.nn.dot_product_attention` in the implementation that JAX chooses. It has no dropout of attention
+probabilities, so there is none here; hidden dropout there is.
 """
 
 import dataclasses
@@ -188,3 +189,8 @@ def mean_pool(hidden: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of `hidden` [B, L, D] over the real tokens of `mask` [B, L], in float32: [B, D]."""
     weights = mask.astype(jnp.float32)[..., None]
     return (hidden.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Rows of `x` [..., D] scaled to length 1."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))

@@ -65,6 +65,8 @@ class Model:
         """
         if isinstance(texts, str) or not texts:
             raise UserError("encode() takes a non-empty list of texts")
+        if not 4 <= max_length <= self.config.max_positions:
+            raise UserError(f"max_length is {max_length}; this encoder takes 4 to {self.config.max_positions} tokens")
         ids, mask = pad_ids(rows := [encode_text(self.tokenizer, t, max_length) for t in texts], max(map(len, rows)))
         hidden = self._apply(self.variables(adapter), ids, mask)
         pooled = mean_pool(hidden, jax.numpy.asarray(mask))

@@ -10,11 +10,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import rich.console
-import rich.progress
 
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
+from jaxprefit.progress import TrainingProgress
 from jaxprefit.sharding import put_batch
 from jaxprefit.train import TrainState
 
@@ -49,19 +48,16 @@ def run(
     is not finite; the last good checkpoint stays.
     """
     start = int(state.step)
-    with MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every) as writer, _progress(list(streams)) as bar:
-        task = bar.add_task("", total=cfg.steps, completed=start, losses="", rate="")
+    writer = MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every)
+    with writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
         pending: tuple[int, dict] | None = None
 
         def flush() -> None:
             nonlocal pending
-            if pending is None:
-                return
-            number, metrics = pending
-            pending = None
-            line = writer.write(number, metrics)
-            losses = "  ".join(f"{n} {line[f'loss/{n}']:.4f}" for n in streams)
-            bar.update(task, completed=number, losses=losses, rate=f"{line['tokens_per_s']:,.0f} tokens/s")
+            if pending is not None:
+                number, metrics = pending
+                pending = None
+                progress.update(number, writer.write(number, metrics))
 
         for number in range(start + 1, cfg.steps + 1):
             batches = {name: put_batch(mesh, next(stream)) for name, stream in streams.items()}
@@ -142,27 +138,15 @@ def _lines_up_to(path: pathlib.Path, step: int) -> list[str]:
     return kept
 
 
-def resume(checkpoints: Checkpoints, fresh: TrainState, streams: Mapping[str, Any], config: Mapping) -> TrainState:
-    """The latest checkpoint's state with `streams` moved to its position, or `fresh` where there is none."""
+def resume(checkpoints: Checkpoints, fresh: TrainState, streams: Mapping[str, Any], meta: Mapping) -> TrainState:
+    """The latest checkpoint's state with `streams` moved to its position, or `fresh` where there is none.
+
+    `meta` says what run this is; a checkpoint of another one is refused.
+    """
     latest = checkpoints.latest()
     if latest is None:
         return fresh
-    state, saved = checkpoints.restore(latest, fresh, config)
+    state, saved = checkpoints.restore(latest, fresh, meta)
     for name, stream in streams.items():
         stream.set_state(saved[name])
     return state
-
-
-def _progress(names: list[str]) -> rich.progress.Progress:
-    console = rich.console.Console(stderr=True)
-    return rich.progress.Progress(
-        rich.progress.TextColumn("step {task.completed}/{task.total}"),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.fields[losses]}  {task.fields[rate]}"),
-        rich.progress.TimeElapsedColumn(),
-        rich.progress.TextColumn("ETA"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        # A log file gets no animation.
-        disable=not console.is_terminal,
-    )

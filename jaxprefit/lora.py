@@ -22,7 +22,7 @@ from jaxprefit.errors import UserError
 class LoraSpec:
     """Where an adapter sits and how large it is."""
 
-    last_layers: int = 2  # on the last k layers
+    last_layers: int = 3  # on the last k layers
     targets: tuple[str, ...] = LINEAR_MAPS
     rank: int = 16
     alpha: float = 32.0

@@ -88,7 +88,13 @@ def load_pretrained(path: str | os.PathLike) -> Pretrained:
     """
     folder = _resolve(path)
     config = read_config(folder / "config.json")
-    return Pretrained(config, _read_weights(folder, config), read_tokenizer(folder))
+    tokenizer = read_tokenizer(folder)
+    largest = max(tokenizer.get_vocab().values(), default=0)
+    if largest >= config.vocab_size:  # its embedding would be read from beyond the table, as NaN
+        raise UserError(
+            f"{folder}: the tokenizer has id {largest}, but config.json says vocab_size {config.vocab_size}"
+        )
+    return Pretrained(config, _read_weights(folder, config), tokenizer)
 
 
 def save_pretrained(

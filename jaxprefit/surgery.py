@@ -16,7 +16,7 @@ Aggregator = Callable[[jax.Array], jax.Array]
 
 
 def weighted_sum(gram: jax.Array) -> jax.Array:
-    """w_i = 1: the plain sum. Families' static weights are part of their gradients already."""
+    """w_i = 1: the sum of what each family contributes, clipped and weighted as it is by then."""
     return jnp.ones(gram.shape[0])
 
 

@@ -42,7 +42,7 @@ class Setup(NamedTuple):
     encoder: Encoder
     families: Mapping[str, Family]  # those the strategy trains
     strategy: Strategy
-    weights: Mapping[str, float]  # static loss weight per family
+    weights: Mapping[str, float]  # static weight per family, on its clipped gradient
     lora_dropout: float = 0.0
 
 
@@ -119,11 +119,10 @@ def family_gradients(
     mine = {path: p for path, p in flat.items() if name in setup.strategy.touched_by(path)}
 
     def loss_fn(touched: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss, metrics = family_loss(setup, name, {**flat, **touched}, batch, key)
-        return loss * setup.weights.get(name, 1.0), {"loss": loss, **metrics}
+        return family_loss(setup, name, {**flat, **touched}, batch, key)
 
-    (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine)
-    return metrics.pop("loss"), metrics, grads
+    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine)
+    return loss, metrics, grads
 
 
 def combine(
@@ -170,13 +169,17 @@ def make_step(
         for name in (n for n in setup.families if n in batches):
             dropout_key = named_key(step_key, name)
             loss, extra, raw = family_gradients(setup, name, state.params, batches[name], dropout_key)
-            grads[name], norm, factors[name] = optim.clip(raw, optimizer.clip_norm)
+            clipped, norm, factor = optim.clip(raw, optimizer.clip_norm)
+            # The static weight comes after clipping, which would cancel it.
+            weight = setup.weights.get(name, 1.0)
+            grads[name] = {path: weight * g for path, g in clipped.items()}
+            factors[name] = jnp.maximum(weight * factor, 1e-15)
             metrics |= {f"loss/{name}": loss, f"gradient_norm/{name}": norm}
-            metrics |= {f"{key}/{name}": value for key, value in extra.items()}
+            metrics |= {f"{metric}/{name}": value for metric, value in extra.items()}
             metrics[f"tokens/{name}"] = useful_tokens(batches[name])
         combined, blocks = combine(grads, aggregate)
         if blocks:
-            # Logged before clipping, so that norms compare; the step itself works on clipped gradients.
+            # Logged before clipping and weights, so that norms compare; the step works on what comes after them.
             f = jnp.stack([factors[n] for n in grads])
             metrics |= {f"gram/{block}": m / (f[:, None] * f) for block, m in blocks.items()}
         params, opt_state = optim.apply_gradients(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxprefit.data import synthetic
-from jaxprefit.data.sources import has_split, prepare
+from jaxprefit.data.sources import prepare
 from jaxprefit.errors import UserError
 
 LABELLED = [{"text": f"text {i}", "label": "odd" if i % 2 else "even"} for i in range(6)]
@@ -33,18 +33,6 @@ def message(text: str, kind: str, root: str, cache: str) -> str:
         prepare(text, kind, root, cache)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-def test_a_folder_under_the_root(root: str, cache: str) -> None:
-    write_jsonl(Path(root, "mine/odd_even/train.jsonl"), LABELLED)
-    write_jsonl(Path(root, "mine/odd_even/test.jsonl"), LABELLED[:2])
-    source = prepare("mine/odd_even", "labelled", root, cache)
-    assert [source[i] for i in range(len(source))] == LABELLED
-    assert (source.name, source.types) == ("mine/odd_even", ("even", "odd"))
-    assert len(prepare("mine/odd_even", "labelled", root, cache, split="test")) == 2
-    assert len(prepare("mine/odd_even?split=train", "labelled", root, cache, split="test")) == 6
-    assert has_split("mine/odd_even", root, "test") and has_split("mine/odd_even?limit=3", root, "train")
-    assert not has_split("mine/odd_even", root, "dev") and not has_split("mine/none", root, "train")
 
 
 def test_limit_is_a_default_that_the_text_overrides(root: str, cache: str) -> None:

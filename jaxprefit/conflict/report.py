@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxprefit import report
+from jaxprefit import html
 from jaxprefit.conflict import gram, measures
 from jaxprefit.conflict.probe import Grams
 
@@ -118,17 +118,17 @@ def figures(result: Mapping[str, Any]) -> dict[str, tuple[matplotlib.figure.Figu
 
 
 def html_parts(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Sections for `report.page`."""
+    """Sections for `html.page`."""
     families: tuple[str, str] = tuple(result["families"])
     pictures = figures(result)
     sections = [
-        ("Per layer", [report.picture(*pictures["layers"])]),
-        ("Per matrix", [report.picture(*pictures["modules"])]),
+        ("Per layer", [html.picture(*pictures["layers"])]),
+        ("Per matrix", [html.picture(*pictures["modules"])]),
     ]
     for (_, parts), grouping in zip(sections, ("layer", "kind")):
         blocks = {**result["blocks"][grouping], **result["blocks"]["whole"]}
-        parts.append(report.table(header(families), rows(blocks)))
-    sections[0][1].insert(0, report.paragraph(explain(result)))
+        parts.append(html.table(header(families), rows(blocks)))
+    sections[0][1].insert(0, html.paragraph(explain(result)))
     return sections
 
 

@@ -7,7 +7,7 @@
     tfds:conll2003?tags=ner                      a TFDS name (downloaded by TFDS)
     generated:ner?rows=4000&seed=1               generated text (`data.synthetic`), no download
 
-Options for all: split, limit (first rows only), format, scheme, and FIELD=COLUMN for the record's fields.
+Options, and FIELD=COLUMN for the record's fields.
 """
 
 import dataclasses
@@ -57,13 +57,6 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
     )
     with _Progress(address) as callback:
         return builders.prepare(source, cache, callback)
-
-
-def has_split(text: str, root: str, split: str) -> bool:
-    """Whether a folder named by `text` holds a file of that split."""
-    address = text.partition("?")[0]
-    folder = pathlib.Path(_under(root, address))
-    return folder.is_dir() and any(p.name.startswith(f"{split}.") for p in folder.iterdir())
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:

@@ -1,6 +1,7 @@
 """What one task family is: its records, its batch, its head, its loss.
 
-A third family implements this class and is named in `families.FAMILIES`; nothing else changes.
+A third family implements this class, is named in `families.FAMILIES` and gets a data block in the config; the training
+code does not change.
 """
 
 import abc

@@ -17,7 +17,7 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.encode import encode_text, pad_ids
-from jaxprefit.encoder import mean_pool
+from jaxprefit.encoder import mean_pool, unit
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.pretrained import Pretrained
 
@@ -64,11 +64,6 @@ class ClassificationFamily(Family):
         a, b = jnp.split(vectors, 2)
         loss, accuracy = info_nce(a, b, batch["a_key"], batch["b_key"], self.temperature)
         return loss, {"accuracy": accuracy}
-
-
-def unit(x: jax.Array) -> jax.Array:
-    """Rows of `x` [..., D] scaled to length 1."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))
 
 
 def info_nce(

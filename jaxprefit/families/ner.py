@@ -22,10 +22,9 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.encode import encode_text, encode_words, pad_ids
-from jaxprefit.encoder import Encoder, mean_pool
+from jaxprefit.encoder import Encoder, mean_pool, unit
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
-from jaxprefit.families.classification import unit
 from jaxprefit.pretrained import Pretrained
 
 IGNORE = -1  # not a first sub-word
@@ -74,8 +73,10 @@ class NerFamily(Family):
         ids, mask = pad_ids([encode_text(self.tokenizer, c, 32) for c in self.concepts], 32)
         hidden = jax.jit(Encoder(start.config).apply)({"params": start.params}, ids, mask)
         vectors = mean_pool(hidden, jnp.asarray(mask))
+        if len(self.concepts) > 1:  # one centred on itself would be zero
+            vectors = vectors - vectors.mean(0)
         return {
-            "concepts": unit(vectors - vectors.mean(0)),  # [C, D]
+            "concepts": unit(vectors),  # [C, D]
             "projection": {"kernel": jnp.eye(start.config.hidden_size)},
             "log_scale": jnp.asarray(np.log(20.0), jnp.float32),
             "bias": jnp.asarray(-10.0, jnp.float32),  # most pairs of word and concept are negatives

@@ -1,9 +1,9 @@
 """Single-file HTML pages with figures inside: no script, no link to anything outside."""
 
 import base64
-import html
 import io
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 _STYLE = """
@@ -18,32 +18,30 @@ img { max-width: 100%; } .note { color: #555; }
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[str]]]) -> str:
     """A page of (heading, parts); parts are HTML from `paragraph`, `table` and `picture`."""
-    body = "".join(f"<h2>{html.escape(h)}</h2>\n{''.join(parts)}" for h, parts in sections)
-    head = (
-        f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{html.escape(title)}</title>"
-    )
+    body = "".join(f"<h2>{escape(h)}</h2>\n{''.join(parts)}" for h, parts in sections)
+    head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(title)}</title>"
     return (
         f"<!doctype html><html lang='en'><head>{head}<style>{_STYLE}</style></head>"
-        f"<body><h1>{html.escape(title)}</h1>\n{body}</body></html>\n"
+        f"<body><h1>{escape(title)}</h1>\n{body}</body></html>\n"
     )
 
 
 def paragraph(text: str) -> str:
     """Text as a paragraph."""
-    return f"<p>{html.escape(text)}</p>\n"
+    return f"<p>{escape(text)}</p>\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a table."""
-    top = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>\n" for row in rows)
+    top = "".join(f"<th>{escape(h)}</th>" for h in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>\n" for row in rows)
     return f"<table><tr>{top}</tr>\n{body}</table>\n"
 
 
 def picture(figure: Any, alt: str) -> str:
     """A matplotlib figure as an inline PNG; `alt` says in words what it shows."""
     data = base64.b64encode(png(figure)).decode()
-    return f"<img alt='{html.escape(alt, quote=True)}' src='data:image/png;base64,{data}'>\n"
+    return f"<img alt='{escape(alt, quote=True)}' src='data:image/png;base64,{data}'>\n"
 
 
 def png(figure: Any) -> bytes:
