@@ -35,6 +35,16 @@ def message(text: str, kind: str, root: str, cache: str) -> str:
     return str(error.value)
 
 
+def test_a_folder_under_the_root(root: str, cache: str) -> None:
+    write_jsonl(Path(root, "mine/odd_even/train.jsonl"), LABELLED)
+    write_jsonl(Path(root, "mine/odd_even/test.jsonl"), LABELLED[:2])
+    source = prepare("mine/odd_even", "labelled", root, cache)
+    assert [source[i] for i in range(len(source))] == LABELLED
+    assert (source.name, source.types) == ("mine/odd_even", ("even", "odd"))
+    assert len(prepare("mine/odd_even", "labelled", root, cache, split="test")) == 2
+    assert len(prepare("mine/odd_even?split=train", "labelled", root, cache, split="test")) == 6
+
+
 def test_limit_is_a_default_that_the_text_overrides(root: str, cache: str) -> None:
     write_jsonl(Path(root, "rows.jsonl"), LABELLED)
     assert len(prepare("rows.jsonl", "labelled", root, cache, limit=4)) == 4
