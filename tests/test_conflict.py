@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxprefit.conflict import measures, report
 from jaxprefit.conflict.gram import by_layer, by_module, gram, regroup
 from jaxprefit.conflict.probe import Grams, probe
-from jaxprefit.report import page
+from jaxprefit.html import page
 
 SHAPES = {
     "backbone/embeddings/word/embedding": (5, 3),
