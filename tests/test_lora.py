@@ -59,8 +59,15 @@ def test_merging_leaves_the_backbone_alone(backbone):
 
 
 def test_padding_to_a_larger_rank_changes_nothing(backbone):
-    adapter = trained(lora.LoraSpec(rank=3))
+    # scale 1: a larger one makes this tiny network amplify the rounding of another summation order
+    adapter = trained(lora.LoraSpec(rank=3, alpha=3.0))
     padded = lora.pad(adapter, 8)
+    for layer, maps in adapter.items():
+        for name, m in maps.items():
+            wide = padded[layer][name]
+            a, b, c, d = (np.asarray(x, np.float64) for x in (m["a"], m["b"], wide["a"], wide["b"]))
+            np.testing.assert_allclose(c @ d, a @ b, rtol=1e-14)
+            assert wide["scale"] == m["scale"]
     assert padded["layer_2"]["query"]["a"].shape == (16, 8)
     np.testing.assert_allclose(run(backbone, padded), run(backbone, adapter), atol=1e-6)
     with pytest.raises(ValueError, match="larger than 2"):
