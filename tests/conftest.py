@@ -5,5 +5,10 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
+from hypothesis import settings
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)  # a landing must not hang on luck
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 jax.config.update("jax_default_matmul_precision", "highest")
