@@ -46,11 +46,14 @@ def get_config() -> ConfigDict:
     for family in ("ner", "tc"):
         c.data[family] = ConfigDict()
         c.data[family].sources = ()  # see jaxprefit/data/sources.py
-        # Shares by source name, as 'name=2,other=1'; empty: in proportion to size.
-        c.data[family].weights = ""
-        c.data[family].batch_size = 32  # global, over all devices
-        c.data[family].max_length = 32  # tokens; longer texts are cut
+        c.data[family].weights = ""  # shares by source name, as 'name=2,other=1'; empty: by size ** alpha
+        c.data[family].alpha = 1.0
+        c.data[family].exhaustion = "repeat"  # of a source that is used up; or 'stop': no row is seen twice
+        c.data[family].rows = 16  # of a batch, over all devices; each holds several texts
+        c.data[family].row_length = 64  # tokens
+        c.data[family].max_length = 32  # tokens of a text; longer ones are cut
         c.data[family].loss_weight = 1.0  # on the family's clipped gradient
+    c.data.tc.rows = 32
     c.data.tc.temperature = 0.05
 
     c.run = ConfigDict()  # may differ between a run and its continuation

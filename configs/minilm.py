@@ -4,7 +4,7 @@ python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/naiv
     --config.model.path=DIR --config.data.root=DIR --config.strategy=naive
 
 `model.path` is a Hugging Face directory, `data.root` a folder with ner_pf/, pairs/, ner/ and tc/ as named below. The
-size is for two CPU cores (32 sentences and 32 pairs of at most 32 tokens a step).
+size is for two CPU cores (1,024 tokens of sentences and 2,048 of pairs a step, at most 32 tokens of each text).
 """
 
 from ml_collections import ConfigDict

@@ -11,6 +11,7 @@ and grams.npz with the raw Gram matrices.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ from experiments.checks import check
 from jaxprefit import cli, train
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.conflict.probe import probe
+from jaxprefit.data import mixture
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 from jaxprefit.html import page
-from jaxprefit.sharding import check_batch_size, make_mesh, put_batch, put_state
+from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool = True) -> dict[str, Any]:
@@ -48,29 +50,38 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool =
     saved, data, setup = wiring.reopen(model, config, workdir)
     mesh = make_mesh(config.devices)
     for name in setup.families:
-        check_batch_size(mesh, saved.data[name].batch_size, f"data.{name}.batch_size of the run")
+        check_rows(mesh, saved.data[name].rows, f"data.{name}.rows of the run")
     flat = put_state(mesh, flat)
     gradients = {
         name: jax.jit(lambda f, batch, name=name: train.family_gradients(setup, name, f, batch, None)[2])
         for name in setup.families
     }
     streams = wiring.streams(data, setup.families, saved, config.conflict.seed + 7919)
+    drawn = dict.fromkeys(setup.families, 0)
+
+    def gradient(name: str, batch: mixture.Drawn) -> Mapping[str, jax.Array]:
+        drawn[name] = sum(batch.examples.values())
+        return gradients[name](flat, put_batch(mesh, batch.batch))
+
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         row = bar.add_task("probing", total=config.conflict.rounds)
         blocks = probe(
-            lambda name, batch: gradients[name](flat, put_batch(mesh, batch)),
+            gradient,
             streams,
             shared,
             config.conflict.rounds,
             lambda n: bar.update(row, completed=n),
         )
+    for stream in streams.values():
+        stream.close()
     settings = {
         "checkpoint": checkpoint,
         "step": model.meta["step"],
         "strategy": strategy.name,
         "rounds": config.conflict.rounds,
-        "batch_size": {name: saved.data[name].batch_size for name in setup.families},
+        "batch_tokens": {name: wiring.layout(saved, name).tokens for name in setup.families},
+        "examples": drawn,
         "rows": {name: sum(len(part) for _, part in data[name].train) for name in setup.families},
         "seed": config.conflict.seed,
     }

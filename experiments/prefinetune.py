@@ -27,7 +27,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 from jaxprefit.strategies import Strategy, trainable_and_total
 
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "encoder": dataclasses.asdict(parts.start.config),
         "strategy": strategy.name,
         "touch_table": strategy.table,
-        "families": {name: f.describe() for name, f in parts.setup.families.items()},
+        "families": {name: parts.data[name].family.describe() for name in parts.setup.families},
         "data": wiring.data_fingerprints(parts),
         "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
     }
@@ -64,6 +64,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     del fresh
     if int(state.step) < steps:
         state = loop.run(step, state, streams, parts.mesh, workdir, cfg, save)
+        if int(state.step) < steps:
+            print(f"stopped after {int(state.step)} of {steps} steps: a source is used up (data.*.exhaustion=stop)")
     elif not steps:  # nothing to train: the checkpoint is the start encoder
         save(state, {})
     after = wiring.held_out_scores(parts, config, state.params)
@@ -77,16 +79,51 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "strategy": strategy.name,
         "aggregator": config.aggregator,
         "seed": config.seed,
-        "steps": steps,
+        "steps": int(state.step),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "device": f"{len(parts.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
+        "data": {name: data_report(config, parts.data[name], stream.get_state()) for name, stream in streams.items()},
         "held_out": {name: {"start": before[name], "end": after[name]} for name in after},
     }
+    for stream in streams.values():
+        stream.close()
     write_json(workdir / "summary.json", summary)
+    print_data(summary["data"])
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary
+
+
+def data_report(config: ConfigDict, data: wiring.FamilyData, position: dict[str, Any]) -> dict[str, Any]:
+    """What one family's stream was asked for and what it gave up to `position`."""
+    requested = wiring.requested_shares(config, data)
+    examples = position["examples"]
+    capacity = position["batches"] * wiring.layout(config, data.family.name).tokens
+    return {
+        "useful_tokens": position["tokens"],
+        "useful_share": position["tokens"] / max(capacity, 1),
+        "sources": {
+            name: {
+                "rows": len(rows),
+                "requested": requested[name],
+                "observed": examples[name] / max(sum(examples.values()), 1),
+                "examples": examples[name],
+            }
+            for name, rows in data.train
+        },
+    }
+
+
+def print_data(report: dict[str, Any]) -> None:
+    """Requested and observed shares of every source."""
+    for family, r in report.items():
+        title = f"{family}: {r['useful_tokens']:,} tokens, {100 * r['useful_share']:.1f} % of the batches' places"
+        table = Table("source", "rows", "examples", "requested", "observed", title=title)
+        for name, s in r["sources"].items():
+            shares = (f"{100 * s[k]:.2f} %" for k in ("requested", "observed"))
+            table.add_row(name, f"{s['rows']:,}", f"{s['examples']:,}", *shares)
+        Console(width=100).print(table)
 
 
 def print_counts(strategy: Strategy, counts: dict[str, tuple[int, tuple[str, ...]]]) -> None:

@@ -15,14 +15,15 @@ from ml_collections import ConfigDict
 from experiments.checks import check
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
+from jaxprefit.data.packing import Layout
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
 from jaxprefit.pretrained import Pretrained, load_pretrained
-from jaxprefit.sharding import check_batch_size, make_mesh, put_state
+from jaxprefit.sharding import check_rows, make_mesh, put_state
 
-Parts = list[tuple[str, mixture.Slice]]
+Parts = list[tuple[str, mixture.Rows]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
         seen = [p.name for p in prepared]
         if len(set(seen)) < len(seen):
             raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
-        parts = [(p.name, *mixture.split_held_out(p, config.data.held_out)) for p in prepared]
+        rows = [mixture.Rows(p, range(len(p))) for p in prepared]
+        parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
         family = cls.create(c.to_dict(), prepared, tokenizer)
         out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts])
     return out
@@ -126,15 +128,21 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
         spec.validate(start.config)  # before data is read
     data = family_data(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]
-    strategy = strategies.make(config.strategy, FAMILIES, constants)
+    encoders = [e for d in data.values() for e in d.family.encoders]
+    strategy = strategies.make(config.strategy, FAMILIES, constants, encoders)
     for name in strategy.families:
         if name not in data:
             raise UserError(f"strategy '{strategy.name}' trains '{name}', but data.{name}.sources is empty")
-        check_batch_size(mesh, config.data[name].batch_size, f"data.{name}.batch_size")
-        if not 4 <= config.data[name].max_length <= start.config.max_positions:
+        c = config.data[name]
+        check_rows(mesh, c.rows, f"data.{name}.rows")
+        if not 4 <= c.max_length <= start.config.max_positions:
             raise UserError(
-                f"data.{name}.max_length is {config.data[name].max_length}; "
-                f"this encoder takes 4 to {start.config.max_positions} tokens"
+                f"data.{name}.max_length is {c.max_length}; this encoder takes 4 to {start.config.max_positions} tokens"
+            )
+        if c.row_length < c.max_length:
+            raise UserError(
+                f"data.{name}.row_length is {c.row_length}; "
+                f"a row must hold a text of data.{name}.max_length, {c.max_length}"
             )
     families = {name: data[name].family for name in strategy.families}
     weights = {name: config.data[name].loss_weight for name in families}
@@ -144,16 +152,33 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
 
 
 def streams(data: Mapping[str, FamilyData], trained: Iterable[str], config: ConfigDict, seed: int) -> dict[str, Any]:
-    """One endless iterator of batches per trained family."""
+    """One iterator of batches (`mixture.Drawn`) per trained family."""
     out = {}
     for i, name in enumerate(FAMILIES):
         if name in trained:
             d, c = data[name], config.data[name]
-            weights = parse_weights(c.weights, f"data.{name}.weights")
             # Seeds apart by more than any number of sources, so that families draw independently.
-            stream = mixture.mixture(d.family, d.train, weights, c.batch_size, seed * 1_000_003 + 1_000 * i)
-            out[name] = iter(stream)
+            out[name] = mixture.mixture(
+                d.family,
+                d.train,
+                requested_shares(config, d),
+                layout(config, name),
+                seed * 1_000_003 + 1_000 * i,
+                c.exhaustion,
+            )
     return out
+
+
+def layout(config: ConfigDict, name: str) -> Layout:
+    """The shape of the family's batches."""
+    return Layout.of(config.data[name].rows, config.data[name].row_length)
+
+
+def requested_shares(config: ConfigDict, data: FamilyData) -> dict[str, float]:
+    """Source -> the share of the family's examples that the config asks for."""
+    c, name = config.data[data.family.name], data.family.name
+    weights = parse_weights(c.weights, f"data.{name}.weights")
+    return mixture.shares({source: len(rows) for source, rows in data.train}, weights, c.alpha, name)
 
 
 def parse_weights(text: str, key: str) -> dict[str, float]:
@@ -209,8 +234,9 @@ def held_out_scores(run: Run, config: ConfigDict, flat: Mapping[str, jax.Array])
     """Family -> mean held-out loss and metrics without dropout."""
     scores = {}
     for name in run.setup.families:
-        batch_size = config.data[name].batch_size
-        batches = mixture.held_out_batches(run.data[name].family, run.data[name].held_out, batch_size, config.seed)
+        batches = mixture.held_out_batches(
+            run.data[name].family, run.data[name].held_out, layout(config, name), config.seed
+        )
         if not batches:
             continue
         evaluate = train.make_eval(run.setup, name)

@@ -6,6 +6,10 @@ live in a variable collection of their own:
     encoder.apply({'params': backbone}, ids, mask)                   # the base model
     encoder.apply({'params': backbone, 'lora': adapter}, ids, mask)  # the same with an adapter
 
+A row may hold one text (a boolean mask of its real tokens) or several (int32 segments, as `data.packing` lays them
+out): then attention is block-diagonal and positions restart with each text, so that a text's hidden states are those
+it would have alone.
+
 Attention is `jax.nn.dot_product_attention` in the implementation that JAX chooses. It has no dropout of attention
 probabilities, so there is none here; hidden dropout there is.
 """
@@ -90,7 +94,7 @@ class Layer(nn.Module):
 
         heads = (batch, length, cfg.num_heads, dim // cfg.num_heads)
         query, key, value = (linear(n, hidden).reshape(heads) for n in ("query", "key", "value"))
-        context = jax.nn.dot_product_attention(query, key, value, mask=mask.astype(bool)[:, None, None, :])
+        context = jax.nn.dot_product_attention(query, key, value, mask=attention_mask(mask))
         attended = linear("attention_output", context.reshape(batch, length, dim))
         hidden = norm("attention_norm", hidden + dropout(attended))
 
@@ -105,14 +109,16 @@ class Embeddings(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, input_ids: jax.Array, token_types: jax.Array | None, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, input_ids: jax.Array, mask: jax.Array, token_types: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
         cfg = self.config
 
         def table(name: str, size: int) -> nn.Embed:
             return nn.Embed(size, cfg.hidden_size, embedding_init=nn.initializers.normal(0.02), name=name)
 
         x = table("word", cfg.vocab_size)(input_ids)
-        x = x + table("position", cfg.max_positions)(jnp.arange(input_ids.shape[1]))[None]
+        x = x + table("position", cfg.max_positions)(positions(mask))
         if cfg.type_vocab_size:
             types = jnp.zeros_like(input_ids) if token_types is None else token_types
             x = x + table("token_type", cfg.type_vocab_size)(types)
@@ -123,7 +129,9 @@ class Embeddings(nn.Module):
 class Encoder(nn.Module):
     """Token ids to hidden states.
 
-    All methods take `mask` [B, L], 1 or True at real tokens. Hidden states are [B, L, D] in the compute dtype.
+    All methods take `mask` [B, L]: bool, True at real tokens, of one text a row; or int32 segments of packed rows, 0 at
+    padding and 1, 2, ... at the tokens of the row's first, second, ... text. Hidden states are [B, L, D] in the compute
+    dtype.
     """
 
     config: EncoderConfig
@@ -143,7 +151,7 @@ class Encoder(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array | tuple[jax.Array, ...]:
         """The last hidden state [B, L, D], or with `all_hidden` the tuple (embeddings, layer 1, ..., layer N)."""
-        states = [self.embeddings(input_ids, token_types, deterministic)]
+        states = [self.embeddings(input_ids, mask, token_types, deterministic)]
         for layer in self.layer:
             states.append(layer(states[-1], mask, lora_dropout, deterministic))
         return tuple(states) if all_hidden else states[-1]
@@ -159,7 +167,7 @@ class Encoder(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array:
         """Hidden state after the first `layer` layers."""
-        hidden = self.embeddings(input_ids, token_types, deterministic)
+        hidden = self.embeddings(input_ids, mask, token_types, deterministic)
         for block in self.layer[:layer]:
             hidden = block(hidden, mask, lora_dropout, deterministic)
         return hidden
@@ -183,6 +191,35 @@ def init_backbone(config: EncoderConfig, key: jax.Array) -> dict:
     """A randomly initialised parameter tree (normal 0.02, as BERT)."""
     ids = jnp.zeros((1, 2), jnp.int32)
     return Encoder(config).init(key, ids, jnp.ones((1, 2), bool))["params"]
+
+
+def attention_mask(mask: jax.Array) -> jax.Array:
+    """Which token may attend to which: [B, 1, 1, L] of a bool mask [B, L], [B, 1, L, L] of int segments [B, L]."""
+    if mask.dtype == bool:
+        return mask[:, None, None, :]
+    # Padding attends to padding: a row of nothing but False would have no softmax.
+    return (mask[:, :, None] == mask[:, None, :])[:, None]
+
+
+def positions(mask: jax.Array) -> jax.Array:
+    """Position of each token in its text: [1, L] of a bool mask [B, L], [B, L] of int segments (0 at padding)."""
+    index = jnp.arange(mask.shape[1])[None]
+    if mask.dtype == bool:
+        return index
+    begins = jnp.pad(mask[:, 1:] != mask[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(mask > 0, index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1), 0)
+
+
+def pool_segments(hidden: jax.Array, segments: jax.Array, per_row: int) -> jax.Array:
+    """Mean of `hidden` [R, L, D] over each text of packed rows, in float32: [R * per_row, D].
+
+    `segments` [R, L] int32. The vector of text s (from 1) of row r stands at r * per_row + s - 1; where there is no
+    such text it is zero.
+    """
+    member = (segments[..., None] == jnp.arange(1, per_row + 1)).astype(jnp.float32)  # [R, L, S]
+    sums = jnp.einsum("rls,rld->rsd", member, hidden.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
+    means = sums / jnp.maximum(member.sum(1), 1.0)[..., None]
+    return means.reshape(-1, hidden.shape[-1])
 
 
 def mean_pool(hidden: jax.Array, mask: jax.Array) -> jax.Array:

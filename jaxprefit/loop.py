@@ -40,8 +40,8 @@ def run(
     cfg: LoopConfig,
     save: Callable[[TrainState, dict], None],
 ) -> TrainState:
-    """Trains from `state.step` to `cfg.steps`. `streams` are Grain iterators, `save(state, data_positions)` writes a
-    checkpoint.
+    """Trains from `state.step` to `cfg.steps`, or until a stream ends. `streams` are iterators of `mixture.Drawn`,
+    `save(state, data_positions)` writes a checkpoint.
 
     The metrics of step n are read while step n + 1 runs, so the host never blocks the device; before a checkpoint
     they are read at once, so that a non-finite loss is never saved. Raises UserError naming the step at which a loss
@@ -50,20 +50,28 @@ def run(
     start = int(state.step)
     writer = MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every)
     with writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
-        pending: tuple[int, dict] | None = None
+        pending: tuple[int, dict, dict] | None = None
 
         def flush() -> None:
             nonlocal pending
             if pending is not None:
-                number, metrics = pending
+                number, metrics, given = pending
                 pending = None
-                progress.update(number, writer.write(number, metrics))
+                progress.update(number, writer.write(number, metrics, given))
 
-        for number in range(start + 1, cfg.steps + 1):
-            batches = {name: put_batch(mesh, next(stream)) for name, stream in streams.items()}
-            state, metrics = step_fn(state, batches)
-            flush()
-            pending = number, metrics
+        number = start
+        while number < cfg.steps:
+            try:
+                drawn = {name: next(stream) for name, stream in streams.items()}
+            except StopIteration:  # a source is used up, and the config says to stop there
+                cfg = dataclasses.replace(cfg, steps=number)
+            else:
+                number += 1
+                batches = {name: put_batch(mesh, d.batch) for name, d in drawn.items()}
+                state, metrics = step_fn(state, batches)
+                flush()
+                given = {f"examples/{name}": d.examples for name, d in drawn.items()}
+                pending = number, metrics, given | {f"useful/{name}": round(d.useful, 4) for name, d in drawn.items()}
             if number % cfg.checkpoint_every == 0 or number == cfg.steps:
                 flush()
                 if not all_finite(state.params):
@@ -102,8 +110,8 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def write(self, number: int, metrics: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """Reads the metrics of step `number` from the device, writes their line, returns it."""
+    def write(self, number: int, metrics: Mapping[str, jax.Array], given: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads the metrics of step `number` from the device, writes their line with `given`, returns it."""
         values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
         bad = [k for k, v in values.items() if k.startswith(("loss/", "gradient_norm/")) and not np.isfinite(v)]
         if bad:
@@ -113,7 +121,7 @@ class MetricsWriter:
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         tokens = sum(int(v) for k, v in values.items() if k.startswith("tokens/"))
-        line: dict[str, Any] = {"step": number, **{k: v.tolist() for k, v in sorted(values.items())}}
+        line: dict[str, Any] = {"step": number, **{k: v.tolist() for k, v in sorted(values.items())}, **given}
         line |= {"seconds": round(seconds, 4), "tokens_per_s": round(tokens / max(seconds, 1e-9), 1)}
         if number % self.every == 0:
             self.file.write(json.dumps(line) + "\n")

@@ -36,7 +36,8 @@ class OptimizerConfig:
 
 def schedule(group: str, cfg: OptimizerConfig) -> optax.Schedule:
     """Learning rate of a group against the number of updates that group has had."""
-    peak = {"backbone": cfg.backbone_lr, "lora": cfg.lora_lr, "head": cfg.head_lr}[group.split("/")[0]]
+    kind = "backbone" if group.endswith("/encoder") else group.split("/")[0]
+    peak = {"backbone": cfg.backbone_lr, "lora": cfg.lora_lr, "head": cfg.head_lr}[kind]
     decay = optax.linear_schedule(peak, 0.0, max(cfg.steps - cfg.warmup_steps, 1))
     if not cfg.warmup_steps:
         return decay

@@ -42,8 +42,8 @@ def put_state(mesh: Mesh, state: Any) -> Any:
     return jax.device_put(state, replicated(mesh))
 
 
-def check_batch_size(mesh: Mesh, batch_size: int, key: str) -> None:
-    """Raises UserError where `batch_size`, the config value `key`, does not divide over the mesh."""
+def check_rows(mesh: Mesh, rows: int, key: str) -> None:
+    """Raises UserError where a batch's `rows`, the config value `key`, do not divide over the mesh."""
     size = mesh.shape["data"]
-    if batch_size < 1 or batch_size % size:
-        raise UserError(f"{key} is {batch_size}; it must be a positive multiple of the {size} devices on the data axis")
+    if rows < 1 or rows % size:
+        raise UserError(f"{key} is {rows}; it must be a positive multiple of the {size} devices on the data axis")

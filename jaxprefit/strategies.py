@@ -81,8 +81,9 @@ def trainable_and_total(counts: Mapping[str, tuple[int, tuple[str, ...]]]) -> tu
     return sum(n for n, touching in counts.values() if touching), sum(n for n, _ in counts.values())
 
 
-def make(name: str, families: Iterable[str], constants: Iterable[str] = ()) -> Strategy:
-    """The strategy `name` over `families`; `constants` are paths of head leaves that are never trained.
+def make(name: str, families: Iterable[str], constants: Iterable[str] = (), encoders: Iterable[str] = ()) -> Strategy:
+    """The strategy `name` over `families`; `constants` are paths of head leaves that are never trained, `encoders` of
+    subtrees of a head that get a row of their own ('.../encoder'), so that they are trained as a backbone is.
 
     Raises UserError for an unknown name.
     """
@@ -106,6 +107,7 @@ def make(name: str, families: Iterable[str], constants: Iterable[str] = ()) -> S
         raise UserError(f"strategy '{name}' is unknown; {hint}")
     rows: list[tuple[str, tuple[str, ...]]] = [("lora/*/scale", ())] if adapters else []
     rows += [(c, ()) for c in constants if c.split("/")[1] in trained]
+    rows += [(e, (e.split("/")[1],)) for e in encoders if e.split("/")[1] in trained]
     rows += [("backbone", backbone)]
     rows += [(f"lora/{adapter}", touching) for adapter, touching in adapters.items()]
     rows += [(f"head/{f}", (f,)) for f in trained]

@@ -19,7 +19,7 @@ from jaxprefit import optim, surgery
 from jaxprefit.conflict import gram as gram_lib
 from jaxprefit.encoder import Encoder
 from jaxprefit.families import Family, useful_tokens
-from jaxprefit.families.base import Encode
+from jaxprefit.families.base import Encode, Objective
 from jaxprefit.pretrained import Pretrained
 from jaxprefit.sharding import replicated
 from jaxprefit.strategies import Strategy
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
     """All that a step is made from and does not change."""
 
     encoder: Encoder
-    families: Mapping[str, Family]  # those the strategy trains
+    families: Mapping[str, Objective]  # those the strategy trains
     strategy: Strategy
     weights: Mapping[str, float]  # static weight per family, on its clipped gradient
     lora_dropout: float = 0.0
@@ -91,18 +91,31 @@ def apply_family(
     if adapter is not None:
         variables["lora"] = params["lora"][adapter]
 
-    def encode(input_ids: jax.Array, mask: jax.Array) -> jax.Array:
-        hidden = setup.encoder.apply(
-            variables,
+    return method(params.get("head", {}).get(name, {}), _Encode(setup, variables, key), batch)
+
+
+class _Encode(NamedTuple):
+    """`families.Encode` over a backbone and perhaps an adapter."""
+
+    setup: Setup
+    variables: Mapping
+    key: jax.Array | None
+
+    def __call__(self, input_ids: jax.Array, segments: jax.Array, fold: int | jax.Array = 0) -> jax.Array:
+        hidden = self.setup.encoder.apply(
+            self.variables,
             input_ids,
-            mask,
-            lora_dropout=setup.lora_dropout,
-            deterministic=key is None,
-            rngs=None if key is None else {"dropout": key},
+            segments,
+            lora_dropout=self.setup.lora_dropout,
+            deterministic=self.key is None,
+            rngs=None if self.key is None else {"dropout": jax.random.fold_in(self.key, fold)},
         )
         return cast(jax.Array, hidden)
 
-    return method(params.get("head", {}).get(name, {}), encode, batch)
+    @property
+    def word_embedding(self) -> jax.Array:
+        table: jax.Array = self.variables["params"]["embeddings"]["word"]["embedding"]
+        return table
 
 
 def family_loss(

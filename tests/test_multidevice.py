@@ -67,9 +67,9 @@ def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, A
 def assert_close_weights(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     assert found.keys() == expected.keys()
     for path, value in expected.items():
-        # Adam divides by the gradient's size, so where a single entry's gradient is near rounding, its steps are noise of
-        # up to the learning rate: all of the keys' bias, which attention does not depend on, and stray entries elsewhere.
-        # A tensor as a whole has to agree: a fault in a gradient would show at some per cent of its norm.
+        # Adam divides by the gradient's size: where an entry's gradient is near rounding, its steps are noise of up to
+        # the learning rate. That is all of the keys' bias, which attention does not depend on, and stray entries
+        # elsewhere. A tensor as a whole has to agree: a fault in a gradient would show at some per cent of its norm.
         if not path.endswith("key/bias"):
             error, norm = np.linalg.norm(found[path] - value), np.linalg.norm(value)
             assert error <= 2e-4 * norm, f"{path}: relative difference {error / norm:.2e}"

@@ -16,7 +16,7 @@ from jaxprefit import html
 from jaxprefit.conflict import gram, measures
 from jaxprefit.conflict.probe import Grams
 
-VERSION = 1
+VERSION = 2
 KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
 _COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"}
 
@@ -93,13 +93,12 @@ def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer
 def explain(result: Mapping[str, Any]) -> str:
     """How to read the table, with the numbers that a cosine must not be without."""
     a, b = result["families"]
-    sizes = ", ".join(f"{result['batch_size'][f]} {f}" for f in (a, b))
+    sizes = ", ".join(f"{result['batch_tokens'][f]:,} tokens of {f}" for f in (a, b))
     at = f"(step {result['step']}, {result['strategy']})"
-    drawn = {f: 2 * result["rounds"] * result["batch_size"][f] for f in (a, b)}
-    scarce = [f for f in (a, b) if drawn[f] > result["rows"][f]]
+    scarce = [f for f in (a, b) if result["examples"][f] > result["rows"][f]]
     repeated = f" Rows of {' and '.join(scarce)} were drawn more than once, which inflates 'within'." if scarce else ""
     return (
-        f"{result['rounds']} rounds at fixed parameters {at}, batch size {sizes}. 'within' is the cosine of two"
+        f"{result['rounds']} rounds at fixed parameters {at}, batches of {sizes}. 'within' is the cosine of two"
         " disjoint batches of one family: with that much noise, no raw cosine between families can be large."
         " 'verdict' is the sign of the expected gradients' inner product where its 95 % interval (per block, not"
         " corrected for the number of blocks) excludes zero; 'noise-corrected' is their cosine. 'negative' is the share"

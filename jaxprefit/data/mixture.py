@@ -1,83 +1,178 @@
-"""One family's stream of batches: its sources, shuffled and mixed by named weights, through Grain."""
+"""One family's stream of batches: its sources, shuffled and mixed by shares, in packed rows, through Grain."""
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Family
 
 
-class Slice:
-    """Rows [start, stop) of a data source."""
+class Rows:
+    """Some rows of a source, by their numbers."""
 
-    def __init__(self, data: Prepared, start: int, stop: int):
-        self.data, self.start, self.stop = data, start, stop
+    def __init__(self, data: Prepared, numbers: Sequence[int] | np.ndarray):
+        self.data, self.numbers = data, numbers
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> dict:
-        return self.data[self.start + index]
+        return self.data[int(self.numbers[index])]
 
 
-def split_held_out(source: Prepared, held_out: int) -> tuple[Slice, Slice]:
-    """(training rows, the last `held_out` rows, at most a tenth of the source)."""
-    cut = len(source) - min(held_out, len(source) // 10)
-    return Slice(source, 0, cut), Slice(source, cut, len(source))
+def split_held_out(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
+    """(training rows, the last `held_out` rows, at most a tenth)."""
+    cut = len(rows) - min(held_out, len(rows) // 10)
+    return Rows(rows.data, rows.numbers[:cut]), Rows(rows.data, rows.numbers[cut:])
+
+
+class Drawn(NamedTuple):
+    """A batch, and what the stream has given up to and with it."""
+
+    batch: dict[str, np.ndarray]
+    examples: dict[str, int]  # by source
+    useful: float  # share of all tokens that are not padding
+
+
+def shares(sizes: Mapping[str, int], weights: Mapping[str, float], alpha: float, family: str) -> dict[str, float]:
+    """Source -> its share of the examples, summing to 1.
+
+    `weights` by source name (1 where a source is not named); without any, in proportion to size ** alpha, so that
+    alpha = 1 follows the sizes and alpha = 0 takes from each source alike.
+    """
+    unknown = set(weights) - set(sizes)
+    if unknown:
+        raise UserError(f"data.{family}.weights names '{min(unknown)}', which is not a source ({', '.join(sizes)})")
+    raw = {name: float(weights.get(name, 1.0) if weights else size**alpha) for name, size in sizes.items()}
+    total = sum(raw.values())
+    if not (min(raw.values()) >= 0 and 0 < total < math.inf):
+        raise UserError(f"data.{family}.weights must be non-negative with a positive sum")
+    return {name: value / total for name, value in raw.items()}
 
 
 def mixture(
     family: Family,
-    sources: Sequence[tuple[str, Slice]],
-    weights: Mapping[str, float],
-    batch_size: int,
+    sources: Sequence[tuple[str, Rows]],
+    requested: Mapping[str, float],
+    layout: Layout,
     seed: int,
-) -> grain.IterDataset:
-    """An endless, deterministic stream of `family`'s batches.
+    exhaustion: str = "repeat",
+) -> grain.DatasetIterator:
+    """A deterministic stream of `family`'s batches, as `Drawn`; `get_state` and `set_state` resume it exactly.
 
-    Each source is shuffled anew every epoch and repeated for ever, so none is exhausted; `weights` are shares by
-    source name (1 where a source is not named), by default in proportion to size. The
-    iterator's `get_state` / `set_state` resume it exactly.
+    `requested` are the sources' shares of the examples (`shares`). Each source is shuffled. `exhaustion`: 'repeat'
+    shuffles a source anew and goes on when it is used up, so that the stream is endless; 'stop' ends the stream before
+    any row would be seen twice.
     """
-    if not sources:
-        raise UserError(f"family '{family.name}' has no data source; name at least one in data.{family.name}.sources")
-    unknown = set(weights) - {name for name, _ in sources}
-    if unknown:
-        known = ", ".join(name for name, _ in sources)
-        raise UserError(f"data.{family.name}.weights names '{min(unknown)}', which is not a source ({known})")
     parts: list[grain.MapDataset] = []
-    shares: list[float] = []
-    for name, rows in sources:
+    for i, (name, rows) in enumerate(sources):
         if not len(rows):
             raise UserError(f"source '{name}' has no rows left for training; it needs more than data.held_out rows")
 
         def encode(record: dict, name: str = name) -> dict:
-            return family.encode_record(record, name)
+            return {**family.encode_record(record, name), "source": name}
 
         # Grain derives one seed per node from the seed of the source.
-        parts.append(grain.MapDataset.source(rows).seed(seed + len(parts)).shuffle().repeat().map(encode))
-        shares.append(float(weights.get(name, 1.0) if weights else len(rows)))
-    if not (min(shares) >= 0 and 0 < sum(shares) < math.inf):
-        raise UserError(f"data.{family.name}.weights must be non-negative with a positive sum")
-    kept = [(p, s) for p, s in zip(parts, shares) if s > 0]
+        part = grain.MapDataset.source(rows).seed(seed + i).shuffle()
+        if exhaustion == "repeat":
+            part = part.repeat()
+        parts.append(part.map(encode).random_map(family.draw))
+    kept = [(part, requested[name]) for part, (name, _) in zip(parts, sources) if requested[name] > 0]
     mixed = grain.MapDataset.mix([p for p, _ in kept], [s for _, s in kept]) if len(kept) > 1 else kept[0][0]
-    return mixed.batch(batch_size, batch_fn=family.collate).to_iter_dataset(
-        grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    names = [name for name, _ in sources]
+    return iter(
+        grain.experimental.ThreadPrefetchIterDataset(Packed(mixed, family, layout, names), prefetch_buffer_size=4)
     )
 
 
+class Packed(grain.IterDataset[Drawn]):
+    """Batches of packed rows from a random-access stream of encoded examples."""
+
+    def __init__(self, examples: grain.MapDataset, family: Family, layout: Layout, names: Sequence[str]):
+        super().__init__()
+        self.examples, self.family, self.layout, self.names = examples, family, layout, names
+
+    def __iter__(self) -> "PackedIterator":
+        return PackedIterator(self)
+
+
+class PackedIterator(grain.DatasetIterator[Drawn]):
+    """Takes examples until their tokens would fill the batch; what then finds no room comes first in the next one."""
+
+    def __init__(self, data: Packed):
+        super().__init__()
+        self.data = data
+        self.next = 0  # index of the next example
+        self.waiting: dict[int, Mapping[str, Any]] = {}  # by index: taken, but not yet given
+        self.examples = dict.fromkeys(data.names, 0)
+        self.batches = self.tokens = 0
+
+    def __next__(self) -> Drawn:
+        layout, taken = self.data.layout, dict(self.waiting)
+        tokens = sum(map(_tokens, taken.values()))
+        texts = sum(len(e["texts"]) for e in taken.values())
+        number = self.next
+        while tokens < layout.tokens and texts < layout.slots:
+            if number >= len(self.data.examples):
+                raise StopIteration
+            example = self.data.examples[number]
+            taken[number] = example
+            tokens, texts, number = tokens + _tokens(example), texts + len(example["texts"]), number + 1
+        # Those that wait go first, so that none waits for ever; then the largest.
+        order = sorted(taken, key=lambda i: (i not in self.waiting, -_tokens(taken[i]), i))
+        placed, batch = collate(self.data.family, [taken[i] for i in order], layout)
+        chosen = {order[k] for k in placed}
+        for i in chosen:
+            self.examples[taken[i]["source"]] += 1
+            self.tokens += _tokens(taken[i])
+        self.batches += 1
+        self.next, self.waiting = number, {i: taken[i] for i in sorted(taken) if i not in chosen}
+        return Drawn(batch, dict(self.examples), self.tokens / (self.batches * layout.tokens))
+
+    def get_state(self) -> dict[str, Any]:
+        counts = {"examples": dict(self.examples), "batches": self.batches, "tokens": self.tokens}
+        return {"next": self.next, "waiting": list(self.waiting), **counts}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.next, self.batches, self.tokens = state["next"], state["batches"], state["tokens"]
+        self.examples = dict(state["examples"])
+        self.waiting = {i: self.data.examples[i] for i in state["waiting"]}
+
+
+def _tokens(example: Mapping[str, Any]) -> int:
+    return sum(map(len, example["texts"]))
+
+
+def collate(
+    family: Family, examples: Sequence[Mapping[str, Any]], layout: Layout
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """(indices of the examples that found room, taken in the order given; their batch)."""
+    placed, packing = pack([[len(t) for t in e["texts"]] for e in examples], layout)
+    return placed, family.collate([examples[k] for k in placed], packing)
+
+
 def held_out_batches(
-    family: Family, sources: Sequence[tuple[str, Slice]], batch_size: int, seed: int
+    family: Family, sources: Sequence[tuple[str, Rows]], layout: Layout, seed: int
 ) -> list[dict[str, np.ndarray]]:
-    """The held-out rows of all sources in one fixed random order, as whole batches."""
+    """The held-out rows of all sources in one fixed random order, as batches; the last one only if it is full."""
     rows = [(name, i, part) for name, part in sources for i in range(len(part))]
     order = np.random.default_rng(seed).permutation(len(rows))
     batches = []
-    for start in range(0, len(rows) - batch_size + 1, batch_size):
-        chosen = [rows[k] for k in order[start : start + batch_size]]
-        batches.append(family.collate([family.encode_record(part[i], name) for name, i, part in chosen]))
+    waiting: list[dict[str, Any]] = []
+    for k in order:
+        name, i, part = rows[k]
+        waiting.append(family.draw(family.encode_record(part[i], name), np.random.default_rng((seed, k))))
+        texts = sum(len(e["texts"]) for e in waiting)
+        if sum(map(_tokens, waiting)) >= layout.tokens or texts >= layout.slots:
+            placed, batch = collate(family, waiting, layout)
+            batches.append(batch)
+            waiting = [e for k, e in enumerate(waiting) if k not in set(placed)]
+    if waiting and not batches:
+        batches.append(collate(family, waiting, layout)[1])
     return batches

@@ -1,8 +1,8 @@
-"""A downstream task is a family with a supervised objective, so that it trains through the same step as the rest."""
+"""A downstream task has a loss as a family has, so that it trains through the same step; its batches are padded."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +14,17 @@ from jaxprefit.data.builders import Prepared
 from jaxprefit.data.encode import encode_text, encode_words, pad_ids
 from jaxprefit.encoder import mean_pool
 from jaxprefit.errors import UserError
-from jaxprefit.families.base import Encode, Family
+from jaxprefit.families.base import Encode
 from jaxprefit.pretrained import Pretrained
 
 IGNORE = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(Family):
+class Task:
     """What both kinds of task share: the label set and a linear head [D, C]."""
 
-    name = "task"
+    kind: ClassVar[str]  # of the records it reads
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -45,6 +45,14 @@ class Task(Family):
 
     def logits(self, head: Mapping, encode: Encode, batch: Mapping) -> jax.Array:
         """Class scores: [B, L, C] of a tagging task, [B, C] of a labelling task. Float32."""
+        raise NotImplementedError
+
+    def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
+        """One record, tokenised: 'ids' [n] and 'labels'."""
+        raise NotImplementedError
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """Encoded records -> one batch padded to `max_length`."""
         raise NotImplementedError
 
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:

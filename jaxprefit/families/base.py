@@ -5,27 +5,53 @@ code does not change.
 """
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.packing import Packing
 from jaxprefit.pretrained import Pretrained
 
-Encode = Callable[[jax.Array, jax.Array], jax.Array]
-"""(input_ids [B, L], mask [B, L]) -> hidden [B, L, D], through the family's adapter where it has one."""
 Batch = Mapping[str, np.ndarray]
 
 
+class Encode(Protocol):
+    """The encoder as a family's loss sees it: through the family's adapter where it has one."""
+
+    def __call__(self, input_ids: jax.Array, segments: jax.Array, fold: int | jax.Array = 0) -> jax.Array:
+        """Ids [R, L] and segments [R, L] (or a bool mask) -> hidden [R, L, D]. Calls with different `fold` draw
+        different dropout."""
+        ...
+
+    @property
+    def word_embedding(self) -> jax.Array:
+        """The backbone's table of word vectors [V, D], for a decoder tied to it."""
+        ...
+
+
+class Objective(Protocol):
+    """All that a training step asks of what it trains: a pre-finetuning family, or a downstream task."""
+
+    def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss, and scalar metrics to log."""
+        ...
+
+
 class Family(abc.ABC):
-    """One family. Arrays of a batch have the batch as leading axis; token masks are named 'mask' or '..._mask'."""
+    """One family. Its batches are packed rows of one fixed shape (`data.packing`): 'input_ids' and 'segments' [R, L].
+
+    The leading axis of every array of a batch is divided over devices, so it is R or a multiple of R.
+    """
 
     name: ClassVar[str]
     kind: ClassVar[str]  # of the records it reads, a key of data.records.KINDS
     constants: ClassVar[tuple[str, ...]] = ()  # leaves of the head that are computed once and never trained
+    # Subtrees of the head that are encoders, trained at the backbone's learning rate.
+    encoders: tuple[str, ...] = ()
 
     @classmethod
     @abc.abstractmethod
@@ -42,11 +68,15 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """One record of the source named `source`, tokenised; ragged."""
+        """One record of the source named `source`, tokenised; 'texts' holds the ids [n] of each of its texts."""
+
+    def draw(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """What is drawn anew each time an encoded record is seen, such as a mask; by default nothing."""
+        return example
 
     @abc.abstractmethod
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Encoded records -> one batch of fixed shapes."""
+    def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
+        """Encoded records -> one batch, with their texts where `packing` puts them."""
 
     @abc.abstractmethod
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -54,5 +84,6 @@ class Family(abc.ABC):
 
 
 def useful_tokens(batch: Mapping) -> Any:
-    """Number of real (non-padding) tokens in a batch."""
-    return sum(batch[k].astype(np.int32).sum() for k in batch if k == "mask" or k.endswith("_mask"))
+    """Number of real (non-padding) tokens in a batch of packed or padded rows."""
+    mask = batch["segments"] if "segments" in batch else batch["mask"]
+    return (mask != 0).astype(np.int32).sum()

@@ -16,15 +16,17 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text, pad_ids
-from jaxprefit.encoder import mean_pool, unit
+from jaxprefit.data.encode import encode_text
+from jaxprefit.data.packing import Packing
+from jaxprefit.encoder import pool_segments, unit
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationFamily(Family):
-    """Batch: a_ids, b_ids [B, L] int32; a_mask, b_mask [B, L] bool; a_key, b_key [B] int32, equal for equal texts."""
+    """Batch: input_ids, segments [R, L] int32; a_slot, b_slot [N] int32, where the pooled vectors of each pair stand;
+    valid [N] bool, False where there is no pair; a_key, b_key [N] int32, equal for equal texts."""
 
     name = "tc"
     kind = "pairs"
@@ -42,42 +44,50 @@ class ClassificationFamily(Family):
         return {}
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        example: dict[str, Any] = {}
-        for side in ("a", "b"):
-            example[f"{side}_ids"] = encode_text(self.tokenizer, record[side], self.max_length)
+        texts = record["a"], record["b"]
+        return {
+            "texts": tuple(encode_text(self.tokenizer, t, self.max_length) for t in texts),
             # 32 bits: a chance collision in a batch only drops one negative.
-            example[f"{side}_key"] = zlib.crc32(record[side].encode()) & 0x7FFFFFFF
-        return example
+            "keys": tuple(zlib.crc32(t.encode()) & 0x7FFFFFFF for t in texts),
+        }
 
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        batch: dict[str, np.ndarray] = {}
-        for side in ("a", "b"):
-            batch[f"{side}_ids"], batch[f"{side}_mask"] = pad_ids([e[f"{side}_ids"] for e in examples], self.max_length)
-            batch[f"{side}_key"] = np.asarray([e[f"{side}_key"] for e in examples], np.int32)
-        return batch
+    def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
+        most = packing.layout.slots // 2
+        pairs = np.zeros((4, most), np.int32)
+        pairs[:2, : len(examples)] = packing.slot.reshape(-1, 2).T
+        pairs[2:, : len(examples)] = np.asarray([e["keys"] for e in examples], np.int32).reshape(-1, 2).T
+        return {
+            "input_ids": packing.lay([t for e in examples for t in e["texts"]]),
+            "segments": packing.segments(),
+            "valid": np.arange(most) < len(examples),
+            **dict(zip(("a_slot", "b_slot", "a_key", "b_key"), pairs)),
+        }
 
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
-        # One pass over both sides: twice the batch keeps matrices large.
-        ids = jnp.concatenate([batch["a_ids"], batch["b_ids"]])
-        mask = jnp.concatenate([batch["a_mask"], batch["b_mask"]])
-        vectors = unit(mean_pool(encode(ids, mask), mask))
-        a, b = jnp.split(vectors, 2)
-        loss, accuracy = info_nce(a, b, batch["a_key"], batch["b_key"], self.temperature)
+        segments = batch["segments"]
+        per_row = 2 * len(batch["valid"]) // len(segments)
+        vectors = unit(pool_segments(encode(batch["input_ids"], segments), segments, per_row))
+        a, b = vectors[batch["a_slot"]], vectors[batch["b_slot"]]
+        loss, accuracy = info_nce(a, b, batch["a_key"], batch["b_key"], batch["valid"], self.temperature)
         return loss, {"accuracy": accuracy}
 
 
 def info_nce(
-    a: jax.Array, b: jax.Array, a_key: jax.Array, b_key: jax.Array, temperature: float
+    a: jax.Array, b: jax.Array, a_key: jax.Array, b_key: jax.Array, valid: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Symmetric InfoNCE of unit vectors a, b [B, D], row i of a belonging to row i of b, and the a -> b accuracy.
+    """Symmetric InfoNCE of unit vectors a, b [N, D], row i of a belonging to row i of b, and the a -> b accuracy.
 
-    Pair (i, j) is no negative where b_j is the same text as b_i, a_j the same as a_i, or one the other's copy.
+    Rows that are not `valid` [N] are neither pairs nor negatives. Pair (i, j) is no negative where b_j is the same text
+    as b_i, a_j the same as a_i, or one the other's copy.
     """
     logits = (a @ b.T) / temperature
     copies = (a_key[:, None] == a_key) | (b_key[:, None] == b_key) | (a_key[:, None] == b_key)
     own = jnp.eye(len(a), dtype=bool)
-    logits = jnp.where(copies & ~own, -jnp.inf, logits)
+    # Finite, so that the rows of no pair have no NaN in their gradient.
+    logits = jnp.where((copies | ~valid | ~valid[:, None]) & ~own, -1e9, logits)
     labels = jnp.arange(len(a))
     rows = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     columns = optax.softmax_cross_entropy_with_integer_labels(logits.T, labels)
-    return (rows.mean() + columns.mean()) / 2, (logits.argmax(1) == labels).mean()
+    count = jnp.maximum(valid.sum(), 1)
+    loss = jnp.where(valid, rows + columns, 0.0).sum() / (2 * count)
+    return loss, (valid & (logits.argmax(1) == labels)).sum() / count

@@ -10,6 +10,7 @@ its source annotates; a type that the source does not annotate is neither positi
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -22,6 +23,7 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.encode import encode_text, encode_words, pad_ids
+from jaxprefit.data.packing import Packing
 from jaxprefit.encoder import Encoder, mean_pool, unit
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
@@ -47,8 +49,8 @@ def concept_name(label: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class NerFamily(Family):
-    """Batch: input_ids [B, L] int32; mask [B, L] bool; labels [B, L] int32 (concept index, OUTSIDE or IGNORE);
-    annotated [B, C] bool: the concepts that the row's source annotates."""
+    """Batch: input_ids, segments [R, L] int32; labels [R, L] int32 (concept index, OUTSIDE or IGNORE); annotated
+    [R, S, C] bool: the concepts that the source of a row's s-th text annotates."""
 
     name = "ner"
     kind = "ner"
@@ -58,6 +60,11 @@ class NerFamily(Family):
     max_length: int
     concepts: tuple[str, ...]
     annotated: Mapping[str, np.ndarray]  # source -> [C] bool
+
+    @functools.cached_property
+    def index(self) -> dict[str, int]:
+        """Concept -> its number."""
+        return {c: i for i, c in enumerate(self.concepts)}
 
     @classmethod
     def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
@@ -88,24 +95,26 @@ class NerFamily(Family):
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         ids, first = encode_words(self.tokenizer, record["tokens"], self.max_length)
         labels = np.full(len(ids), IGNORE, np.int32)
-        index = {c: i for i, c in enumerate(self.concepts)}
         for tag, position in zip(record["tags"], first):  # words past max_length have no position
-            labels[position] = OUTSIDE if tag == "O" else index[concept_name(tag[2:])]
-        return {"ids": ids, "labels": labels, "annotated": self.annotated[source]}
+            labels[position] = OUTSIDE if tag == "O" else self.index[concept_name(tag[2:])]
+        return {"texts": (ids,), "labels": labels, "annotated": self.annotated[source]}
 
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        ids, mask = pad_ids([e["ids"] for e in examples], self.max_length)
-        labels, _ = pad_ids([e["labels"] for e in examples], self.max_length, IGNORE)
+    def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
+        layout = packing.layout
+        annotated = np.zeros((layout.rows, layout.per_row, len(self.concepts)), bool)
+        annotated[packing.row, packing.segment - 1] = [e["annotated"] for e in examples]
         return {
-            "input_ids": ids,
-            "mask": mask,
-            "labels": labels,
-            "annotated": np.stack([e["annotated"] for e in examples]),
+            "input_ids": packing.lay([e["texts"][0] for e in examples]),
+            "segments": packing.segments(),
+            "labels": packing.lay([e["labels"] for e in examples], IGNORE),
+            "annotated": annotated,
         }
 
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
-        words = unit(encode(batch["input_ids"], batch["mask"]).astype(jnp.float32))
-        return concept_loss(head, words, batch["labels"], batch["annotated"])
+        words = unit(encode(batch["input_ids"], batch["segments"]).astype(jnp.float32))
+        slot = jnp.maximum(batch["segments"] - 1, 0)
+        annotated = jnp.take_along_axis(batch["annotated"], slot[..., None], axis=1)  # [R, L, C]
+        return concept_loss(head, words, batch["labels"], annotated)
 
 
 def concept_loss(
@@ -113,18 +122,19 @@ def concept_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Binary cross-entropy of word . concept products, summed over annotated concepts, mean over words.
 
-    words [B, L, D] unit vectors; labels [B, L]; annotated [B, C]. The metric `accuracy` is over words inside
-    entities: the right concept scores highest among the annotated ones, and above one half.
+    words [R, L, D] unit vectors; labels [R, L]; annotated [R, L, C], the concepts a word may be. The metric
+    `accuracy` is over words inside entities: the right concept scores highest among the annotated ones, and above one
+    half.
     """
     concepts = unit(head["concepts"] @ head["projection"]["kernel"])
-    logits = jnp.exp(head["log_scale"]) * (words @ concepts.T) + head["bias"]  # [B, L, C]
+    logits = jnp.exp(head["log_scale"]) * (words @ concepts.T) + head["bias"]  # [R, L, C]
     targets = jax.nn.one_hot(labels, concepts.shape[0])  # a negative label is no concept
     is_word = labels != IGNORE
-    valid = is_word[..., None] & annotated[:, None, :]
+    valid = is_word[..., None] & annotated
     losses = jnp.where(valid, optax.sigmoid_binary_cross_entropy(logits, targets), 0.0)
     loss = losses.sum() / jnp.maximum(is_word.sum(), 1)
 
-    scores = jnp.where(annotated[:, None, :], logits, -jnp.inf)
+    scores = jnp.where(annotated, logits, -jnp.inf)
     entity = labels >= 0
     correct = entity & (scores.argmax(-1) == labels) & (scores.max(-1) > 0)
     return loss, {"accuracy": correct.sum() / jnp.maximum(entity.sum(), 1)}
