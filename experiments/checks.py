@@ -64,6 +64,9 @@ def check(config: ConfigDict) -> None:
     for key in ("data.ner.sources", "data.tc.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+    for family in ("ner", "tc"):
+        if config.data[family].exhaustion not in ("repeat", "stop"):
+            raise UserError(f"data.{family}.exhaustion is '{config.data[family].exhaustion}'; use repeat or stop")
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")

@@ -277,7 +277,11 @@ def test_grams_of_two_blocks_add_up() -> None:
 # The report
 
 SETTINGS = {"checkpoint": "runs/<b>", "step": 3, "strategy": "naive", "rounds": ROUNDS, "seed": 0}
-SETTINGS |= {"batch_size": {"ner": 16, "tc": 32}, "rows": {"ner": 10_000, "tc": 100}}
+SETTINGS |= {
+    "batch_tokens": {"ner": 512, "tc": 1024},
+    "examples": {"ner": 320, "tc": 640},
+    "rows": {"ner": 10_000, "tc": 100},
+}
 LAYERS = 11
 
 

@@ -280,7 +280,7 @@ def test_shapes_of_a_step_of_every_config(file: str, cache: Path, tmp_path: Path
     streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
     aggregate = surgery.get(config.aggregator)
     step = train.make_step(parts.setup, tx, parts.optimizer, aggregate, parts.mesh, jax.random.key(0))
-    after, metrics = jax.eval_shape(step, state, {name: next(stream) for name, stream in streams.items()})
+    after, metrics = jax.eval_shape(step, state, {name: next(stream).batch for name, stream in streams.items()})
     assert jax.tree.structure(after) == jax.tree.structure(state)
     described = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)] for s in (state, after)]
     assert described[0] == described[1]

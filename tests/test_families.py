@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from jaxprefit import lora, strategies, train
 from jaxprefit.data.builders import Source, prepare
+from jaxprefit.data.mixture import collate
+from jaxprefit.data.packing import Layout
 from jaxprefit.encoder import Encoder
 from jaxprefit.errors import UserError
-from jaxprefit.families import FAMILIES, ClassificationFamily, NerFamily, useful_tokens
+from jaxprefit.families import ClassificationFamily, Family, NerFamily, useful_tokens
 from jaxprefit.families.classification import info_nce, unit
 from jaxprefit.families.ner import IGNORE, OUTSIDE, concept_loss, concept_name
 from jaxprefit.pretrained import Pretrained, load_pretrained
@@ -58,6 +60,9 @@ def info_nce_by_numpy(a: np.ndarray, b: np.ndarray, a_key: list[int], b_key: lis
     return float(np.mean(losses))
 
 
+ALL = jnp.ones(4, bool)
+
+
 def keys(*values: int) -> jax.Array:
     return jnp.asarray(values, jnp.int32)
 
@@ -78,7 +83,7 @@ KEYS = {
 def test_info_nce_equals_numpy(case: str, temperature: float) -> None:
     a, b = unit_rows(0, 4, 8), unit_rows(1, 4, 8)
     a_key, b_key = KEYS[case]
-    loss, _ = info_nce(jnp.asarray(a), jnp.asarray(b), keys(*a_key), keys(*b_key), temperature)
+    loss, _ = info_nce(jnp.asarray(a), jnp.asarray(b), keys(*a_key), keys(*b_key), ALL, temperature)
     wanted = info_nce_by_numpy(a.astype(np.float64), b.astype(np.float64), list(a_key), list(b_key), temperature)
     np.testing.assert_allclose(loss, wanted, rtol=1e-5, atol=1e-5)
 
@@ -89,9 +94,9 @@ def test_info_nce_is_symmetric_and_its_gradient_finite(case: str) -> None:
     a_key, b_key = (keys(*k) for k in KEYS[case])
 
     def loss(a: jax.Array, b: jax.Array) -> jax.Array:
-        return info_nce(a, b, a_key, b_key, 0.05)[0]
+        return info_nce(a, b, a_key, b_key, ALL, 0.05)[0]
 
-    np.testing.assert_allclose(loss(a, b), info_nce(b, a, b_key, a_key, 0.05)[0], rtol=1e-6)
+    np.testing.assert_allclose(loss(a, b), info_nce(b, a, b_key, a_key, ALL, 0.05)[0], rtol=1e-6)
     assert all(np.isfinite(g).all() for g in jax.grad(loss, (0, 1))(a, b))
 
 
@@ -102,7 +107,7 @@ def test_a_copy_of_a_text_is_no_negative_of_it(case: str, pair: tuple[int, int] 
     """Moving only the similarity of such a pair leaves the loss as it is; of any other pair it does not."""
     a_key, b_key = (keys(*k) for k in KEYS[case])
     rows, columns = jnp.eye(4), jnp.asarray(unit_rows(2, 4, 4))  # a_i . b_j is entry (j, i) of columns
-    slope = jax.grad(lambda b: info_nce(rows, b, a_key, b_key, 0.5)[0])(columns).T
+    slope = jax.grad(lambda b: info_nce(rows, b, a_key, b_key, ALL, 0.5)[0])(columns).T
     masked = {(i, j) for i in range(4) for j in range(4) if slope[i, j] == 0}
     both = {pair, pair[::-1]} if pair and case != "a is another's b" else {pair} if pair else set()
     assert masked == both
@@ -111,26 +116,49 @@ def test_a_copy_of_a_text_is_no_negative_of_it(case: str, pair: tuple[int, int] 
 def test_info_nce_accuracy_is_of_the_best_match() -> None:
     a = jnp.eye(4)
     b = a[jnp.asarray([0, 1, 3, 2])]
-    _, accuracy = info_nce(a, b, *(keys(*k) for k in KEYS["all differ"]), 0.1)
+    _, accuracy = info_nce(a, b, *(keys(*k) for k in KEYS["all differ"]), ALL, 0.1)
     assert accuracy == 0.5
-    _, accuracy = info_nce(a, a, *(keys(*k) for k in KEYS["all differ"]), 0.1)
+    _, accuracy = info_nce(a, a, *(keys(*k) for k in KEYS["all differ"]), ALL, 0.1)
     assert accuracy == 1.0
+
+
+def test_what_is_no_pair_changes_nothing() -> None:
+    a, b = unit_rows(0, 6, 8), unit_rows(1, 6, 8)
+    a_key, b_key = keys(1, 2, 3, 4, 0, 0), keys(5, 6, 7, 8, 0, 0)
+
+    def loss(x: jax.Array, n: int) -> jax.Array:
+        return info_nce(x, jnp.asarray(b[:n]), a_key[:n], b_key[:n], jnp.arange(n) < 4, 0.1)[0]
+
+    six, slope = jax.value_and_grad(loss)(jnp.asarray(a), 6)
+    four, wanted = jax.value_and_grad(loss)(jnp.asarray(a[:4]), 4)
+    np.testing.assert_allclose(six, four, rtol=1e-6)
+    np.testing.assert_allclose(slope[:4], wanted, atol=1e-6)
+    np.testing.assert_array_equal(slope[4:], 0)
 
 
 TC = ClassificationFamily(TOKENIZER, 10, 0.1)
 
 
+def collated(family: Family, examples: Sequence[dict], layout: Layout) -> dict[str, np.ndarray]:
+    placed, batch = collate(family, examples, layout)
+    assert placed == list(range(len(examples)))
+    return batch
+
+
 def test_tc_batch_from_records() -> None:
     records = [{"a": "the cat", "b": "hello world"}, {"a": "hello world", "b": "the cat sat on the cat sat on the cat"}]
-    batch = TC.collate([TC.encode_record(r, "any") for r in records])
+    batch = collated(TC, [TC.encode_record(r, "any") for r in records], Layout(3, 12, 2))
     assert {k: (v.shape, v.dtype.name) for k, v in batch.items()} == {
-        **{f"{side}_ids": ((2, 10), "int32") for side in "ab"},
-        **{f"{side}_mask": ((2, 10), "bool") for side in "ab"},
-        **{f"{side}_key": ((2,), "int32") for side in "ab"},
+        **{k: ((3, 12), "int32") for k in ("input_ids", "segments")},
+        **{f"{side}_{what}": ((3,), "int32") for side in "ab" for what in ("slot", "key")},
+        "valid": ((3,), "bool"),
     }
-    assert [VOCABULARY[i] for i in batch["a_ids"][0][:4]] == ["[CLS]", "the", "cat", "[SEP]"]
-    assert batch["a_mask"].sum(1).tolist() == [4, 4] and batch["b_mask"].sum(1).tolist() == [4, 10]
-    assert VOCABULARY[batch["b_ids"][1, 9]] == "[SEP]"
+    # The first two texts share a row, and the third fits there too; the long one has its own.
+    assert [VOCABULARY[i] for i in batch["input_ids"][0][:5]] == ["[CLS]", "the", "cat", "[SEP]", "[CLS]"]
+    assert batch["segments"].tolist() == [[1] * 4 + [2] * 4 + [0] * 4, [1] * 4 + [0] * 8, [1] * 10 + [0] * 2]
+    assert VOCABULARY[batch["input_ids"][2, 9]] == "[SEP]"
+    assert batch["a_slot"].tolist()[:2] == [0, 2] and batch["b_slot"].tolist()[:2] == [1, 4]
+    assert batch["valid"].tolist() == [True, True, False]
     assert batch["a_key"][1] == batch["b_key"][0] and batch["a_key"][0] != batch["b_key"][1]
     assert (batch["a_key"] >= 0).all()
     assert useful_tokens(batch) == 4 + 4 + 4 + 10
@@ -139,8 +167,8 @@ def test_tc_batch_from_records() -> None:
 def test_tc_keys_tell_long_texts_apart_where_their_ids_do_not() -> None:
     one, two = ({"a": "the cat " * 9 + end, "b": "x"} for end in ("on", "sat"))
     first, second = TC.encode_record(one, ""), TC.encode_record(two, "")
-    np.testing.assert_array_equal(first["a_ids"], second["a_ids"])
-    assert first["a_key"] != second["a_key"]
+    np.testing.assert_array_equal(first["texts"][0], second["texts"][0])
+    assert first["keys"][0] != second["keys"][0]
 
 
 # NER: concepts
@@ -176,7 +204,7 @@ def concept_loss_by_numpy(head: dict, words: np.ndarray, labels: np.ndarray, ann
             if label == IGNORE:
                 continue
             count += 1
-            for c in np.flatnonzero(annotated[row]):
+            for c in np.flatnonzero(annotated[row, position]):
                 logit = np.exp(head["log_scale"]) * words[row, position] @ concepts[c] + head["bias"]
                 p = 1 / (1 + np.exp(-logit))
                 total -= np.log(p if c == label else 1 - p)
@@ -184,7 +212,7 @@ def concept_loss_by_numpy(head: dict, words: np.ndarray, labels: np.ndarray, ann
 
 
 def ner_case(seed: int = 0) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
-    """A head of 4 concepts, word vectors [3, 5, 6], labels, and the concepts annotated in each row."""
+    """A head of 4 concepts, word vectors [3, 5, 6], labels [3, 5], and the concepts annotated there [3, 5, 4]."""
     head = {
         "concepts": unit_rows(seed, 4, 6),
         "projection": {"kernel": np.random.default_rng(seed + 1).normal(size=(6, 6)).astype(np.float32)},
@@ -195,7 +223,7 @@ def ner_case(seed: int = 0) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
         [[IGNORE, 0, IGNORE, OUTSIDE, IGNORE], [IGNORE, 2, 1, OUTSIDE, OUTSIDE], [IGNORE, OUTSIDE, 3, 3, IGNORE]]
     )
     annotated = np.asarray([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]], bool)
-    return head, unit_rows(seed + 2, 3, 5, 6), labels, annotated
+    return head, unit_rows(seed + 2, 3, 5, 6), labels, np.repeat(annotated[:, None], 5, axis=1)
 
 
 def as_float64(tree: Any) -> Any:
@@ -256,7 +284,7 @@ def test_ner_accuracy_is_over_words_inside_entities() -> None:
     }
     # Right; wrong; right but below one half; right since the better one is not annotated; outside.
     words = np.asarray([[[1, 0, 0], [0, 1, 0], [0.1, 0, 0], [0.5, 0, 0.8], [0, 0, 1]]], np.float32)
-    labels, annotated = np.asarray([[0, 0, 0, 0, OUTSIDE]]), np.asarray([[True, True, False]])
+    labels, annotated = np.asarray([[0, 0, 0, 0, OUTSIDE]]), np.asarray([[[True, True, False]] * 5])
     _, metrics = concept_loss(head, jnp.asarray(words), jnp.asarray(labels), jnp.asarray(annotated))
     assert metrics["accuracy"] == 0.5
 
@@ -291,7 +319,8 @@ def test_a_source_without_entities_is_a_user_error(tmp_path: Path) -> None:
 
 
 def test_ner_batch_from_records(ner: NerFamily) -> None:
-    batch = ner.collate([ner.encode_record(NEWS[0], "news"), ner.encode_record(BIOLOGY[0], "biology")])
+    examples = [ner.encode_record(NEWS[0], "news"), ner.encode_record(BIOLOGY[0], "biology")]
+    batch = collated(ner, examples, Layout(2, 10, 2))
     assert [VOCABULARY[i] for i in batch["input_ids"][0]] == [
         "[CLS]",
         "hello",
@@ -308,8 +337,8 @@ def test_ner_batch_from_records(ner: NerFamily) -> None:
     np.testing.assert_array_equal(
         batch["labels"], [[i, person, person, i, i, i, i, location, i, i], [i, o, cell, o, i, i, i, i, i, i]]
     )
-    np.testing.assert_array_equal(batch["mask"].sum(1), [9, 5])
-    np.testing.assert_array_equal(batch["annotated"], [[0, 1, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(batch["segments"].sum(1), [9, 5])
+    np.testing.assert_array_equal(batch["annotated"], [[[0, 1, 1], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]])
     assert useful_tokens(batch) == 14
 
 
@@ -317,7 +346,7 @@ def test_ner_labels_past_the_maximum_length_are_left_out(ner: NerFamily) -> None
     record = {"tokens": ["isn't", "café", "cat"], "tags": ["B-LOC", "B-PER", "B-LOC"]}
     short = NerFamily(ner.tokenizer, 8, ner.concepts, ner.annotated)
     example = short.encode_record(record, "news")
-    assert [VOCABULARY[i] for i in example["ids"]] == ["[CLS]", "i", "##s", "##n", "'", "t", "cafe", "[SEP]"]
+    assert [VOCABULARY[i] for i in example["texts"][0]] == ["[CLS]", "i", "##s", "##n", "'", "t", "cafe", "[SEP]"]
     np.testing.assert_array_equal(example["labels"], [IGNORE, 1, *[IGNORE] * 4, 2, IGNORE])
 
 
@@ -377,10 +406,12 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_golden_loss_and_gradient(name: str, ner: NerFamily, start: Pretrained) -> None:
+@pytest.mark.parametrize("layout", [Layout(6, 10, 2), Layout(1, 64, 8)], ids=["apart", "packed"])
+@pytest.mark.parametrize("name", ["ner", "tc"])
+def test_golden_loss_and_gradient(name: str, layout: Layout, ner: NerFamily, start: Pretrained) -> None:
+    """The same whether each text has a row to itself or all stand in one."""
     family = {"ner": ner, "tc": TC}[name]
-    table = strategies.make("task_primary", FAMILIES, NerFamily.constants)
+    table = strategies.make("task_primary", ("ner", "tc"), NerFamily.constants)
     adapter = lora.init_lora(lora.LoraSpec(last_layers=1, rank=2), start.config, jax.random.key(0))
     adapter = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.asarray(noise("lora", x.shape)) / 8, adapter)
     head = {name: family.init_head(jax.random.key(0), start)}
@@ -392,7 +423,7 @@ def test_golden_loss_and_gradient(name: str, ner: NerFamily, start: Pretrained) 
     )
     setup = train.Setup(Encoder(start.config), {name: family}, table, {})
     loss, metrics, grads = jax.jit(lambda f, b: train.family_gradients(setup, name, f, b, None))(
-        flat, family.collate(examples)
+        flat, collated(family, examples, layout)
     )
     norms = [
         float(np.sqrt(sum(float(jnp.vdot(g, g)) for path, g in grads.items() if path.startswith(block))))

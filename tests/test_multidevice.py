@@ -109,8 +109,8 @@ def test_resume_on_another_number_of_devices(
 
 
 def test_batch_that_does_not_divide(cache: Path, tmp_path: Path) -> None:
-    args = *run.flags(cache, {"data.tc.batch_size": 12}), f"--workdir={tmp_path / 'run'}"
+    args = *run.flags(cache, {"data.tc.rows": 12}), f"--workdir={tmp_path / 'run'}"
     done = run.call("prefinetune", *args, devices=8)
     assert done.returncode not in (0, None)
-    assert done.stderr.startswith("error: data.tc.batch_size is 12; ") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: data.tc.rows is 12; ") and done.stderr.count("\n") == 1, done.stderr
     assert "8 devices" in done.stderr and not (tmp_path / "run").exists()

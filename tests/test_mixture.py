@@ -1,0 +1,203 @@
+"""A family's stream of packed batches: shares of its sources, determinism, exact resume, held-out rows."""
+
+import contextlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden.model_files import tokenizer
+
+from jaxprefit.data.builders import Prepared, Source, prepare
+from jaxprefit.data.mixture import Rows, held_out_batches, mixture, shares, split_held_out
+from jaxprefit.data.packing import Layout
+from jaxprefit.errors import UserError
+from jaxprefit.families import ClassificationFamily, Family, NerFamily
+
+LOWER = tokenizer()
+
+# Three sources of pairs whose texts tell where they come from.
+
+SIZES = {"small": 20, "middle": 60, "large": 120}
+LAYOUT = Layout.of(8, 32)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Prepared]:
+    folder = tmp_path_factory.mktemp("pairs")
+    made = {}
+    for name, rows in SIZES.items():
+        lines = [json.dumps({"a": f"{name} {i}", "b": f"answer {name} {i}"}) + "\n" for i in range(rows)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+        source = Source(name=name, kind="pairs", path=str(folder / f"{name}.jsonl"))
+        made[name] = prepare(source, folder / "cache")
+    return made
+
+
+@pytest.fixture(scope="module")
+def everything(prepared: dict[str, Prepared]) -> dict[str, Rows]:
+    return {name: Rows(source, range(len(source))) for name, source in prepared.items()}
+
+
+@pytest.fixture(scope="module")
+def parts(everything: dict[str, Rows]) -> list[tuple[str, Rows]]:
+    return [(name, split_held_out(rows, 6)[0]) for name, rows in everything.items()]
+
+
+FAMILY = ClassificationFamily(LOWER, 24, 0.05)
+
+
+def key_of(name: str, row: int) -> int:
+    return FAMILY.encode_record({"a": f"{name} {row}", "b": ""}, name)["keys"][0]
+
+
+ORIGIN = {key_of(name, i): (name, i) for name, rows in SIZES.items() for i in range(rows)}
+
+
+def rows_of(batch: dict) -> list[tuple[str, int]]:
+    return [ORIGIN[int(key)] for key in batch["a_key"][batch["valid"]]]
+
+
+def stream_of(parts: list[tuple[str, Rows]], weights: dict[str, float], seed: int, exhaustion: str = "repeat") -> Any:
+    requested = shares({name: len(rows) for name, rows in parts}, weights, 1.0, "tc")
+    return mixture(FAMILY, parts, requested, LAYOUT, seed, exhaustion)
+
+
+def drawn(parts: list[tuple[str, Rows]], weights: dict[str, float], batches: int, seed: int = 0) -> list:
+    with contextlib.closing(stream_of(parts, weights, seed)) as stream:
+        return [row for d in itertools.islice(stream, batches) for row in rows_of(d.batch)]
+
+
+def test_the_seed_decides_the_stream(parts: list[tuple[str, Rows]]) -> None:
+    first = drawn(parts, {}, 20, seed=1)
+    assert first == drawn(parts, {}, 20, seed=1)
+    assert first != drawn(parts, {}, 20, seed=2)
+
+
+@pytest.mark.parametrize(
+    "weights, wanted",
+    [
+        ({}, {name: size / 186 for name, size in {"small": 18, "middle": 54, "large": 114}.items()}),
+        ({"small": 3.0, "middle": 1.0, "large": 1.0}, {"small": 0.6, "middle": 0.2, "large": 0.2}),
+        ({"small": 2.0}, {"small": 0.5, "middle": 0.25, "large": 0.25}),  # 1 where not named
+        ({"small": 1.0, "middle": 0.0, "large": 0.0}, {"small": 1.0, "middle": 0.0, "large": 0.0}),
+        ({"large": 0.0}, {"small": 0.5, "middle": 0.5, "large": 0.0}),
+    ],
+)
+def test_sources_have_their_shares(
+    weights: dict[str, float], wanted: dict[str, float], parts: list[tuple[str, Rows]]
+) -> None:
+    assert shares({name: len(rows) for name, rows in parts}, weights, 1.0, "tc") == pytest.approx(wanted)
+    with contextlib.closing(stream_of(parts, weights, 0)) as stream:
+        batches = list(itertools.islice(stream, 50))
+    rows = [row for d in batches for row in rows_of(d.batch)]
+    for name, share in wanted.items():
+        error = np.sqrt(share * (1 - share) / len(rows))
+        found = sum(n == name for n, _ in rows)
+        assert abs(found / len(rows) - share) <= 3 * error, name
+        assert batches[-1].examples[name] == found
+
+
+@pytest.mark.parametrize("alpha, wanted", [(1.0, [0.1, 0.9]), (0.5, [0.25, 0.75]), (0.0, [0.5, 0.5])])
+def test_shares_by_a_power_of_the_size(alpha: float, wanted: list[float]) -> None:
+    assert list(shares({"a": 10, "b": 90}, {}, alpha, "tc").values()) == pytest.approx(wanted)
+
+
+def test_an_epoch_shows_every_training_row_once_and_the_next_in_another_order(everything: dict[str, Rows]) -> None:
+    part = Rows(everything["middle"].data, range(48))
+    rows = [i for _, i in drawn([("middle", part)], {}, 14)]
+    assert len(rows) >= 2 * 48
+    # A row that found no room in its batch comes in the next, so that the border of epochs is a few rows wide.
+    counts = np.bincount(rows, minlength=48)
+    assert counts.min() >= len(rows) // 48 - 1 and counts.max() <= len(rows) // 48 + 2
+    assert rows[:48] != sorted(rows[:48]) and rows[:48] != rows[48:96]
+
+
+def test_a_stream_may_end_before_any_row_is_seen_twice(everything: dict[str, Rows]) -> None:
+    parts = [(name, everything[name]) for name in ("small", "middle")]
+    with contextlib.closing(stream_of(parts, {"small": 1.0, "middle": 1.0}, 0, "stop")) as stream:
+        rows = [row for d in stream for row in rows_of(d.batch)]
+    assert len(set(rows)) == len(rows)
+    assert 10 < sum(name == "small" for name, _ in rows) <= 20  # the small source ends the stream, short of one batch
+
+
+@pytest.mark.parametrize("weights", [{}, {"small": 5.0}])
+def test_a_stream_resumes_exactly_from_its_state_as_json(
+    weights: dict[str, float], parts: list[tuple[str, Rows]]
+) -> None:
+    stream = stream_of(parts, weights, 3)
+    for _ in range(23):  # small sources are in their second epoch and further
+        next(stream)
+    state = json.dumps(stream.get_state())
+    assert json.loads(state)["waiting"], "rows wait for room, so that the state has to know them"
+    wanted = [next(stream) for _ in range(10)]
+
+    other = stream_of(parts, weights, 3)
+    next(other)
+    other.set_state(json.loads(state))
+    for d in wanted:
+        found = next(other)
+        assert found[1:] == d[1:] and set(found.batch) == set(d.batch)
+        for name in d.batch:
+            np.testing.assert_array_equal(found.batch[name], d.batch[name])
+    stream.close()
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "weights, expected",
+    [
+        ({"smal": 1.0, "large": 2.0}, "data.tc.weights names 'smal', which is not a source (small, middle, large)"),
+        ({"small": -1.0}, "must be non-negative with a positive sum"),
+        ({"small": 0.0, "middle": 0.0, "large": 0.0}, "must be non-negative with a positive sum"),
+    ],
+)
+def test_wrong_weights_are_named(weights: dict[str, float], expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        shares(SIZES, weights, 1.0, "tc")
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_source_needs_rows(everything: dict[str, Rows]) -> None:
+    with pytest.raises(UserError, match="'small' has no rows left"):
+        mixture(FAMILY, [("small", Rows(everything["small"].data, []))], {"small": 1.0}, LAYOUT, 0)
+
+
+def test_held_out_rows_are_never_trained_on(everything: dict[str, Rows], parts: list[tuple[str, Rows]]) -> None:
+    held_out = [(name, split_held_out(rows, 6)[1]) for name, rows in everything.items()]
+    assert [len(part) for _, part in held_out] == [2, 6, 6]  # at most a tenth
+    for (_, train), (name, last) in zip(parts, held_out):
+        rows = everything[name]
+        assert [last[i] for i in range(len(last))] == [rows[i] for i in range(SIZES[name] - len(last), SIZES[name])]
+        assert len(train) + len(last) == SIZES[name]
+    small = Layout.of(2, 32)
+    batches = held_out_batches(FAMILY, held_out, small, seed=0)
+    kept = [row for batch in batches for row in rows_of(batch)]
+    assert len(batches) > 1 and len(set(kept)) == len(kept) <= 14
+    assert not set(kept) & set(drawn(parts, {}, 60))
+    again = held_out_batches(FAMILY, held_out, small, seed=0)
+    assert [rows_of(b) for b in again] == [rows_of(b) for b in batches]
+    # Where all rows together do not fill a batch, they are one.
+    (only,) = held_out_batches(FAMILY, held_out, Layout.of(64, 32), seed=0)
+    assert len(rows_of(only)) == 14
+
+
+def test_batches_say_which_source_a_text_comes_from(tmp_path: Path) -> None:
+    made = []
+    for name, tag in (("one", "B-PER"), ("two", "B-LOC")):
+        rows = [{"tokens": [name, str(i)], "tags": [tag, "O"]} for i in range(10)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        made.append(prepare(Source(name=name, kind="ner", path=str(tmp_path / f"{name}.jsonl")), tmp_path / "cache"))
+    family: Family = NerFamily.create({"max_length": 16}, made, LOWER)
+    layout = Layout.of(4, 32)
+    stream = mixture(family, [(s.name, Rows(s, range(10))) for s in made], {"one": 0.5, "two": 0.5}, layout, 0)
+    for d in itertools.islice(stream, 5):
+        # Concepts are (location, person): each text's entity is of the one type that its source annotates.
+        for row, segments in enumerate(d.batch["segments"]):
+            for segment in range(1, segments.max() + 1):
+                annotated = d.batch["annotated"][row, segment - 1]
+                assert annotated.sum() == 1
+                assert annotated.argmax() == d.batch["labels"][row][segments == segment].max()
+    stream.close()
