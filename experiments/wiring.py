@@ -16,6 +16,7 @@ from experiments.checks import check
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.data.packing import Layout
+from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
@@ -72,15 +73,11 @@ def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
 
 def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer:
     """A lower-casing WordPiece tokenizer trained on generated text; kept in the cache, so that all runs share one."""
-    file = cache / f"wordpiece_{vocab}.json"
+    file = cache / f"generated_wordpiece_{vocab}.json"
     if not file.exists():
-        tokenizer = tokenizers.BertWordPieceTokenizer(lowercase=True)
-        tokenizer.train_from_iterator(synthetic.corpus(20_000, seed=0), vocab_size=vocab, show_progress=False)
         cache.mkdir(parents=True, exist_ok=True)
-        # The trained object lacks the [CLS] ... [SEP] template until it knows the ids; its file form is complete.
         temporary = file.with_suffix(f".{os.getpid()}")
-        tokenizer = tokenizers.BertWordPieceTokenizer(vocab=tokenizer.get_vocab(), lowercase=True)
-        tokenizer.save(str(temporary))
+        train_wordpiece(synthetic.corpus(20_000, seed=0), vocab).save(str(temporary))
         os.replace(temporary, file)
     return tokenizers.Tokenizer.from_file(str(file))
 
