@@ -17,6 +17,7 @@ AT_LEAST = {
     "model.hidden": 1,
     "model.heads": 1,
     "model.intermediate": 1,
+    "model.max_positions": 4,
     "model.vocab": 100,
     "optimizer.steps": 1,
     "optimizer.warmup_steps": 0,
@@ -32,6 +33,9 @@ AT_LEAST = {
     "data.tc.loss_weight": 0,
     "data.tc.alpha": 0,
     "data.tc.rows": 1,
+    "data.mlm.loss_weight": 0,
+    "data.mlm.alpha": 0,
+    "data.mlm.rows": 1,
     "run.checkpoint_every": 1,
     "run.keep": 1,
     "run.log_every": 1,
@@ -43,8 +47,8 @@ AT_LEAST = {
     "downstream.head_lr": 0,
     "downstream.backbone_lr": 0,
 }
-ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "lora.alpha", "downstream.fraction")
-BELOW_ONE = ("model.hidden_dropout", "lora.dropout")
+ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
+BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 
 
 def check(config: ConfigDict) -> None:
@@ -61,7 +65,7 @@ def check(config: ConfigDict) -> None:
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
         )
-    for key in ("data.ner.sources", "data.tc.sources", "downstream.ner", "downstream.tc"):
+    for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
     seeds = config.downstream.seeds

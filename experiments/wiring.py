@@ -21,7 +21,7 @@ from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
-from jaxprefit.pretrained import Pretrained, load_pretrained
+from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
 from jaxprefit.sharding import check_rows, make_mesh, put_state
 
 Parts = list[tuple[str, mixture.Rows]]
@@ -54,7 +54,8 @@ def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
-    """The encoder that a run starts from: model.path, or a random one with a WordPiece vocabulary of generated text."""
+    """The encoder that a run starts from: model.path, or a random one with the tokenizer of model.vocab_path or with a
+    WordPiece vocabulary of generated text."""
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     if config.model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype is '{config.model.dtype}'; use float32 or bfloat16")
@@ -64,10 +65,12 @@ def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
     m = config.model
     if m.hidden % m.heads:
         raise UserError(f"model.hidden is {m.hidden}; it must be a multiple of model.heads, {m.heads}")
-    tokenizer = generated_tokenizer(m.vocab, cache)
-    encoder = EncoderConfig(
-        tokenizer.get_vocab_size(), m.hidden, m.layers, m.heads, m.intermediate, max_positions=128, **arithmetic
-    )
+    if m.vocab_path:
+        tokenizer = read_tokenizer(pathlib.Path(m.vocab_path))
+    else:
+        tokenizer = generated_tokenizer(m.vocab, cache)
+    size = max(tokenizer.get_vocab().values()) + 1
+    encoder = EncoderConfig(size, m.hidden, m.layers, m.heads, m.intermediate, m.max_positions, **arithmetic)
     return Pretrained(encoder, init_backbone(encoder, jax.random.key(config.seed)), tokenizer)
 
 
@@ -102,6 +105,22 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
     return out
 
 
+def named_families(config: ConfigDict) -> tuple[str, ...]:
+    """The families that have sources, which a strategy over several families trains all of.
+
+    Raises UserError for an unknown strategy, and for one that lacks a source of what it trains.
+    """
+    name = strategies.make(config.strategy, FAMILIES).name
+    named = tuple(f for f in FAMILIES if config.data[f].sources)
+    single = name.removeprefix("individual_")
+    needed = () if name == "none" else (single,) if single in FAMILIES else named if len(named) > 1 else FAMILIES
+    for family in needed:
+        if family not in named:
+            what = f"'{family}'" if family == single else "several families"
+            raise UserError(f"strategy '{name}' trains {what}, but data.{family}.sources is empty")
+    return named
+
+
 def lora_spec(config: ConfigDict) -> lora.LoraSpec:
     """The LoRA settings; what makes an adapter validates them."""
     c = config.lora
@@ -112,7 +131,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
     check(config)
     surgery.get(config.aggregator)  # an unknown name fails before data is read; the next line too
-    strategies.make(config.strategy, FAMILIES)
+    named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices)
     cache = cache_folder(config, workdir)
@@ -121,15 +140,13 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
     spec = lora_spec(config)
-    if strategies.make(config.strategy, FAMILIES).adapters:
+    if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
     data = family_data(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]
     encoders = [e for d in data.values() for e in d.family.encoders]
-    strategy = strategies.make(config.strategy, FAMILIES, constants, encoders)
+    strategy = strategies.make(config.strategy, named, constants, encoders)
     for name in strategy.families:
-        if name not in data:
-            raise UserError(f"strategy '{strategy.name}' trains '{name}', but data.{name}.sources is empty")
         c = config.data[name]
         check_rows(mesh, c.rows, f"data.{name}.rows")
         if not 4 <= c.max_length <= start.config.max_positions:
