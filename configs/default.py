@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     c.run.checkpoint_every = 100  # steps
     c.run.keep = 2  # newest checkpoints kept
     c.run.log_every = 1  # steps between lines of metrics.jsonl
+    c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
     c.conflict = ConfigDict()  # the probe at fixed parameters
     c.conflict.rounds = 24  # each with two fresh batches per family

@@ -39,6 +39,7 @@ AT_LEAST = {
     "run.checkpoint_every": 1,
     "run.keep": 1,
     "run.log_every": 1,
+    "run.eval_every": 0,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
     "downstream.steps": 1,

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments.checks import check
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
+from jaxprefit.data.builders import Prepared
 from jaxprefit.data.packing import Layout
 from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
@@ -25,6 +26,7 @@ from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
 from jaxprefit.sharding import check_rows, make_mesh, put_state
 
 Parts = list[tuple[str, mixture.Rows]]
+Scores = dict[str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +67,7 @@ def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
     m = config.model
     if m.hidden % m.heads:
         raise UserError(f"model.hidden is {m.hidden}; it must be a multiple of model.heads, {m.heads}")
-    if m.vocab_path:
-        tokenizer = read_tokenizer(pathlib.Path(m.vocab_path))
-    else:
-        tokenizer = generated_tokenizer(m.vocab, cache)
+    tokenizer = read_tokenizer(pathlib.Path(m.vocab_path)) if m.vocab_path else generated_tokenizer(m.vocab, cache)
     size = max(tokenizer.get_vocab().values()) + 1
     encoder = EncoderConfig(size, m.hidden, m.layers, m.heads, m.intermediate, m.max_positions, **arithmetic)
     return Pretrained(encoder, init_backbone(encoder, jax.random.key(config.seed)), tokenizer)
@@ -89,20 +88,24 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
     """Every family that the config names, over its prepared sources."""
     out = {}
     for name, cls in FAMILIES.items():
-        c = config.data[name]
-        prepared = [
-            sources.prepare(s, cls.kind, config.data.root, str(cache), limit=config.data.limit) for s in c.sources
-        ]
+        prepared = prepared_sources(config, name, cache)
         if not prepared:
             continue
-        seen = [p.name for p in prepared]
-        if len(set(seen)) < len(seen):
-            raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
         rows = [mixture.Rows(p, range(len(p))) for p in prepared]
         parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
-        family = cls.create(c.to_dict(), prepared, tokenizer)
+        family = cls.create(config.data[name].to_dict(), prepared, tokenizer)
         out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts])
     return out
+
+
+def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list[Prepared]:
+    """The sources that the config names for a family."""
+    kind, c = FAMILIES[name].kind, config.data
+    prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in c[name].sources]
+    seen = [p.name for p in prepared]
+    if len(set(seen)) < len(seen):
+        raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
+    return prepared
 
 
 def named_families(config: ConfigDict) -> tuple[str, ...]:
@@ -244,17 +247,21 @@ def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
     return {f: {name: part.data.directory.name for name, part in run.data[f].train} for f in run.setup.families}
 
 
-def held_out_scores(run: Run, config: ConfigDict, flat: Mapping[str, jax.Array]) -> dict[str, dict[str, float]]:
-    """Family -> mean held-out loss and metrics without dropout."""
-    scores = {}
-    for name in run.setup.families:
-        batches = mixture.held_out_batches(
-            run.data[name].family, run.data[name].held_out, layout(config, name), config.seed
-        )
-        if not batches:
-            continue
-        evaluate = train.make_eval(run.setup, name)
-        results = [jax.device_get(evaluate(flat, batch)) for batch in batches]
-        scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
-        scores[name]["batches"] = len(results)
-    return scores
+def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.Array]], Scores]:
+    """A function of flat parameters: family -> mean held-out loss and metrics without dropout, on the same batches."""
+    batches = {
+        name: mixture.held_out_batches(d.family, d.held_out, layout(config, name), config.seed)
+        for name, d in run.data.items()
+        if name in run.setup.families
+    }
+    evaluate = {name: train.make_eval(run.setup, name) for name in batches}
+
+    def score(flat: Mapping[str, jax.Array]) -> Scores:
+        scores = {}
+        for name in (n for n in run.setup.families if batches[n]):
+            results = [jax.device_get(evaluate[name](flat, batch)) for batch in batches[name]]
+            scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
+            scores[name]["batches"] = len(results)
+        return scores
+
+    return score

@@ -117,12 +117,12 @@ class MlmFamily(Family):
         room, last = self.max_length - 2, len(ids) - 1  # `last` is the place of [SEP]
         starts = 1 + np.flatnonzero((words[1:last] != words[: last - 1]) | (words[1:last] == NO_WORD))
         # The last start is the first from which the rest of the text fits.
-        latest = starts[min(np.searchsorted(starts, last - room), len(starts) - 1)]
+        latest = starts[min(int(np.searchsorted(starts, last - room)), len(starts) - 1)]
         first = int(rng.choice(starts[starts <= latest]))
         ends = np.append(starts, last)
         fitting = ends[(ends > first) & (ends <= first + room)]
         stop = int(fitting[-1]) if len(fitting) else min(first + room, last)  # a word may be longer than the window
-        inside = np.r_[0, first:stop, last]
+        inside = np.concatenate([[0], np.arange(first, stop), [last]])
         return ids[inside], words[inside]
 
     def _choose(self, words: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
