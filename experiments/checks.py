@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxprefit.errors import UserError
+from jaxprefit.families.mlm import MASKINGS
 
 AT_LEAST = {
     "seed": 0,
@@ -69,6 +70,8 @@ def check(config: ConfigDict) -> None:
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+    if config.data.mlm.masking not in MASKINGS:
+        raise UserError(f"data.mlm.masking is '{config.data.mlm.masking}'; use {' or '.join(MASKINGS)}")
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")

@@ -377,7 +377,7 @@ GOLDEN = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", GOLDEN)
 def test_golden_loss_and_gradient(name: str, ner: NerFamily, start: Pretrained) -> None:
     family = {"ner": ner, "tc": TC}[name]
     table = strategies.make("task_primary", FAMILIES, NerFamily.constants)

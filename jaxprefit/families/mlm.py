@@ -27,6 +27,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.pretrained import Pretrained
 
+MASKINGS = ("uniform", "tfidf")
 MASKED, RANDOM = 0.8, 0.1  # shares of the chosen words; the rest stays as it is
 HEADROOM = 1.25  # places for predictions in a row, over the number expected in a full one
 NORM_EPS = 1e-12  # as BERT's
