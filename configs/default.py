@@ -14,11 +14,13 @@ def get_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.path = ""  # a Hugging Face directory or hub name; empty: a random encoder of the sizes below
-    c.model.layers = 4  # these five only without a path
+    c.model.layers = 4  # these seven only without a path
     c.model.hidden = 128
     c.model.heads = 4
     c.model.intermediate = 512
+    c.model.max_positions = 128
     c.model.vocab = 4000  # WordPiece entries, trained on generated text
+    c.model.vocab_path = ""  # instead, a directory with tokenizer.json or vocab.txt
     c.model.dtype = "float32"  # of the computation: float32 or bfloat16
     c.model.hidden_dropout = 0.0
 
@@ -36,6 +38,8 @@ def get_config() -> ConfigDict:
     c.optimizer.lora_lr = 5e-4
     c.optimizer.head_lr = 1e-3
     c.optimizer.weight_decay = 0.01
+    c.optimizer.b1 = 0.9  # AdamW's decay of its means of the gradient and its square
+    c.optimizer.b2 = 0.999
     c.optimizer.clip_norm = 1.0  # per family, before gradients are combined
 
     c.data = ConfigDict()
@@ -43,7 +47,7 @@ def get_config() -> ConfigDict:
     c.data.cache = ""  # where ArrayRecord caches are built; empty: 'cache' beside the workdir
     c.data.held_out = 128  # last rows of each source (at most a tenth) kept for held-out losses
     c.data.limit = 0  # first rows of each source only; 0: all
-    for family in ("ner", "tc"):
+    for family in ("ner", "tc", "mlm"):
         c.data[family] = ConfigDict()
         c.data[family].sources = ()  # see jaxprefit/data/sources.py
         c.data[family].weights = ""  # shares by source name, as 'name=2,other=1'; empty: by size ** alpha
@@ -55,11 +59,14 @@ def get_config() -> ConfigDict:
         c.data[family].loss_weight = 1.0  # on the family's clipped gradient
     c.data.tc.rows = 32
     c.data.tc.temperature = 0.05
+    c.data.mlm.mask_share = 0.15  # of the tokens
+    c.data.mlm.masking = "uniform"  # the choice of words; or 'tfidf', those that tell what the text is about
 
     c.run = ConfigDict()  # may differ between a run and its continuation
     c.run.checkpoint_every = 100  # steps
     c.run.keep = 2  # newest checkpoints kept
     c.run.log_every = 1  # steps between lines of metrics.jsonl
+    c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
     c.conflict = ConfigDict()  # the probe at fixed parameters
     c.conflict.rounds = 24  # each with two fresh batches per family

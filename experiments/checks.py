@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxprefit.errors import UserError
+from jaxprefit.families.mlm import MASKINGS
 
 AT_LEAST = {
     "seed": 0,
@@ -17,6 +18,7 @@ AT_LEAST = {
     "model.hidden": 1,
     "model.heads": 1,
     "model.intermediate": 1,
+    "model.max_positions": 4,
     "model.vocab": 100,
     "optimizer.steps": 1,
     "optimizer.warmup_steps": 0,
@@ -32,9 +34,13 @@ AT_LEAST = {
     "data.tc.loss_weight": 0,
     "data.tc.alpha": 0,
     "data.tc.rows": 1,
+    "data.mlm.loss_weight": 0,
+    "data.mlm.alpha": 0,
+    "data.mlm.rows": 1,
     "run.checkpoint_every": 1,
     "run.keep": 1,
     "run.log_every": 1,
+    "run.eval_every": 0,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
     "downstream.steps": 1,
@@ -43,8 +49,8 @@ AT_LEAST = {
     "downstream.head_lr": 0,
     "downstream.backbone_lr": 0,
 }
-ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "lora.alpha", "downstream.fraction")
-BELOW_ONE = ("model.hidden_dropout", "lora.dropout")
+ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
+BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 
 
 def check(config: ConfigDict) -> None:
@@ -61,12 +67,14 @@ def check(config: ConfigDict) -> None:
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
         )
-    for key in ("data.ner.sources", "data.tc.sources", "downstream.ner", "downstream.tc"):
+    for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
-    for family in ("ner", "tc"):
+    for family in ("ner", "tc", "mlm"):
         if config.data[family].exhaustion not in ("repeat", "stop"):
             raise UserError(f"data.{family}.exhaustion is '{config.data[family].exhaustion}'; use repeat or stop")
+    if config.data.mlm.masking not in MASKINGS:
+        raise UserError(f"data.mlm.masking is '{config.data.mlm.masking}'; use {' or '.join(MASKINGS)}")
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")

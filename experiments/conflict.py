@@ -47,6 +47,11 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool =
     shared = [path for path in flat if len(strategy.touched_by(path)) > 1]
     if not shared:
         raise UserError(f"strategy '{strategy.name}' shares no parameter between families; nothing can conflict")
+    if len(strategy.families) != 2:
+        there = ", ".join(strategy.families)
+        raise UserError(
+            f"the probe compares two families, and {checkpoint} trained {there}; leave out the sources of one"
+        )
     saved, data, setup = wiring.reopen(model, config, workdir)
     mesh = make_mesh(config.devices)
     for name in setup.families:

@@ -3,7 +3,8 @@ r"""One pre-finetuning run of one strategy.
 python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task_primary \
     --config.model.path=DIR --config.data.root=DIR --config.strategy=task_primary
 
-Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
+Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/held_out.jsonl (one every run.eval_every steps),
+WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
 The same command continues a run that was stopped; on the CPU every later line and weight is the same as without the
 stop.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import math
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,7 +26,8 @@ from experiments import wiring
 from jaxprefit import cli, loop, surgery, train
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json
+from jaxprefit.files import write_json, write_text
+from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
 
 SUMMARY_VERSION = 2
@@ -52,7 +55,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
     state = loop.resume(checkpoints, fresh, streams, meta)
     write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    before = wiring.held_out_scores(parts, config, fresh.params)
+    score = wiring.held_out_scorer(parts, config)
+    before = score(fresh.params)
 
     def save(state: train.TrainState, positions: dict) -> None:
         checkpoints.save(state, positions, tokenizer, meta)
@@ -60,6 +64,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     steps = parts.optimizer.steps if strategy.families else 0
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     step = train.make_step(parts.setup, tx, parts.optimizer, surgery.get(config.aggregator), parts.mesh, key)
+    curve = Curve(workdir / "held_out.jsonl", int(state.step), before)
+    if config.run.eval_every:
+        step = curve.during(step, config.run.eval_every, score)
     cfg = loop.LoopConfig(steps, config.run.checkpoint_every, config.run.log_every)
     del fresh
     if int(state.step) < steps:
@@ -68,10 +75,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             print(f"stopped after {int(state.step)} of {steps} steps: a source is used up (data.*.exhaustion=stop)")
     elif not steps:  # nothing to train: the checkpoint is the start encoder
         save(state, {})
-    after = wiring.held_out_scores(parts, config, state.params)
+    after = score(state.params)
     for name, found in after.items():
         if not math.isfinite(found["loss"]):
             raise UserError(f"step {steps}: the held-out {name} loss is not finite; lower the learning rate")
+    curve.write(int(state.step), after)
     trainable, total = trainable_and_total(counts)
     summary = {
         "schema": "jaxprefit.prefinetune",
@@ -93,6 +101,37 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary
+
+
+class Curve:
+    """held_out.jsonl: held-out scores against steps, first those of step 0; a step has one line."""
+
+    def __init__(self, path: pathlib.Path, step: int, before: wiring.Scores):
+        """Keeps the lines up to `step`, where the run continues."""
+        self.path, self.step = path, step
+        self.lines = loop.lines_up_to(path, step) or [_line(0, before)]
+
+    def during(self, step_fn: loop.Step, every: int, score: Callable[[Flat], wiring.Scores]) -> loop.Step:
+        """`step_fn` that writes a line of the scores after it every so many steps."""
+
+        def step(state: train.TrainState, batches: Mapping[str, Mapping]) -> Any:
+            state, metrics = step_fn(state, batches)
+            self.step += 1
+            if self.step % every == 0:
+                self.write(self.step, score(state.params))
+            return state, metrics
+
+        return step
+
+    def write(self, step: int, scores: wiring.Scores) -> None:
+        """Adds the line of `step`, unless it is there."""
+        if json.loads(self.lines[-1])["step"] < step:
+            self.lines.append(_line(step, scores))
+        write_text(self.path, "".join(self.lines))
+
+
+def _line(step: int, scores: wiring.Scores) -> str:
+    return json.dumps({"step": step, "held_out": scores}) + "\n"
 
 
 def data_report(config: ConfigDict, data: wiring.FamilyData, position: dict[str, Any]) -> dict[str, Any]:

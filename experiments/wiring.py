@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,15 +15,18 @@ from ml_collections import ConfigDict
 from experiments.checks import check
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
+from jaxprefit.data.builders import Prepared
 from jaxprefit.data.packing import Layout
+from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
-from jaxprefit.pretrained import Pretrained, load_pretrained
+from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
 from jaxprefit.sharding import check_rows, make_mesh, put_state
 
 Parts = list[tuple[str, mixture.Rows]]
+Scores = dict[str, dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
 
 
 def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
-    """The encoder that a run starts from: model.path, or a random one with a WordPiece vocabulary of generated text."""
+    """The encoder that a run starts from: model.path, or a random one with the tokenizer of model.vocab_path or with a
+    WordPiece vocabulary of generated text."""
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     if config.model.dtype not in ("float32", "bfloat16"):
         raise UserError(f"model.dtype is '{config.model.dtype}'; use float32 or bfloat16")
@@ -63,24 +67,19 @@ def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
     m = config.model
     if m.hidden % m.heads:
         raise UserError(f"model.hidden is {m.hidden}; it must be a multiple of model.heads, {m.heads}")
-    tokenizer = generated_tokenizer(m.vocab, cache)
-    encoder = EncoderConfig(
-        tokenizer.get_vocab_size(), m.hidden, m.layers, m.heads, m.intermediate, max_positions=128, **arithmetic
-    )
+    tokenizer = read_tokenizer(pathlib.Path(m.vocab_path)) if m.vocab_path else generated_tokenizer(m.vocab, cache)
+    size = max(tokenizer.get_vocab().values()) + 1
+    encoder = EncoderConfig(size, m.hidden, m.layers, m.heads, m.intermediate, m.max_positions, **arithmetic)
     return Pretrained(encoder, init_backbone(encoder, jax.random.key(config.seed)), tokenizer)
 
 
 def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer:
     """A lower-casing WordPiece tokenizer trained on generated text; kept in the cache, so that all runs share one."""
-    file = cache / f"wordpiece_{vocab}.json"
+    file = cache / f"generated_wordpiece_{vocab}.json"
     if not file.exists():
-        tokenizer = tokenizers.BertWordPieceTokenizer(lowercase=True)
-        tokenizer.train_from_iterator(synthetic.corpus(20_000, seed=0), vocab_size=vocab, show_progress=False)
         cache.mkdir(parents=True, exist_ok=True)
-        # The trained object lacks the [CLS] ... [SEP] template until it knows the ids; its file form is complete.
         temporary = file.with_suffix(f".{os.getpid()}")
-        tokenizer = tokenizers.BertWordPieceTokenizer(vocab=tokenizer.get_vocab(), lowercase=True)
-        tokenizer.save(str(temporary))
+        train_wordpiece(synthetic.corpus(20_000, seed=0), vocab).save(str(temporary))
         os.replace(temporary, file)
     return tokenizers.Tokenizer.from_file(str(file))
 
@@ -89,20 +88,40 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
     """Every family that the config names, over its prepared sources."""
     out = {}
     for name, cls in FAMILIES.items():
-        c = config.data[name]
-        prepared = [
-            sources.prepare(s, cls.kind, config.data.root, str(cache), limit=config.data.limit) for s in c.sources
-        ]
+        prepared = prepared_sources(config, name, cache)
         if not prepared:
             continue
-        seen = [p.name for p in prepared]
-        if len(set(seen)) < len(seen):
-            raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
         rows = [mixture.Rows(p, range(len(p))) for p in prepared]
         parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
-        family = cls.create(c.to_dict(), prepared, tokenizer)
+        family = cls.create(config.data[name].to_dict(), prepared, tokenizer)
         out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts])
     return out
+
+
+def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list[Prepared]:
+    """The sources that the config names for a family."""
+    kind, c = FAMILIES[name].kind, config.data
+    prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in c[name].sources]
+    seen = [p.name for p in prepared]
+    if len(set(seen)) < len(seen):
+        raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
+    return prepared
+
+
+def named_families(config: ConfigDict) -> tuple[str, ...]:
+    """The families that have sources, which a strategy over several families trains all of.
+
+    Raises UserError for an unknown strategy, and for one that lacks a source of what it trains.
+    """
+    name = strategies.make(config.strategy, FAMILIES).name
+    named = tuple(f for f in FAMILIES if config.data[f].sources)
+    single = name.removeprefix("individual_")
+    needed = () if name == "none" else (single,) if single in FAMILIES else named if len(named) > 1 else FAMILIES
+    for family in needed:
+        if family not in named:
+            what = f"'{family}'" if family == single else "several families"
+            raise UserError(f"strategy '{name}' trains {what}, but data.{family}.sources is empty")
+    return named
 
 
 def lora_spec(config: ConfigDict) -> lora.LoraSpec:
@@ -115,7 +134,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
     check(config)
     surgery.get(config.aggregator)  # an unknown name fails before data is read; the next line too
-    strategies.make(config.strategy, FAMILIES)
+    named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices)
     cache = cache_folder(config, workdir)
@@ -124,15 +143,13 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
     spec = lora_spec(config)
-    if strategies.make(config.strategy, FAMILIES).adapters:
+    if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
     data = family_data(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]
     encoders = [e for d in data.values() for e in d.family.encoders]
-    strategy = strategies.make(config.strategy, FAMILIES, constants, encoders)
+    strategy = strategies.make(config.strategy, named, constants, encoders)
     for name in strategy.families:
-        if name not in data:
-            raise UserError(f"strategy '{strategy.name}' trains '{name}', but data.{name}.sources is empty")
         c = config.data[name]
         check_rows(mesh, c.rows, f"data.{name}.rows")
         if not 4 <= c.max_length <= start.config.max_positions:
@@ -230,17 +247,21 @@ def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
     return {f: {name: part.data.directory.name for name, part in run.data[f].train} for f in run.setup.families}
 
 
-def held_out_scores(run: Run, config: ConfigDict, flat: Mapping[str, jax.Array]) -> dict[str, dict[str, float]]:
-    """Family -> mean held-out loss and metrics without dropout."""
-    scores = {}
-    for name in run.setup.families:
-        batches = mixture.held_out_batches(
-            run.data[name].family, run.data[name].held_out, layout(config, name), config.seed
-        )
-        if not batches:
-            continue
-        evaluate = train.make_eval(run.setup, name)
-        results = [jax.device_get(evaluate(flat, batch)) for batch in batches]
-        scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
-        scores[name]["batches"] = len(results)
-    return scores
+def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.Array]], Scores]:
+    """A function of flat parameters: family -> mean held-out loss and metrics without dropout, on the same batches."""
+    batches = {
+        name: mixture.held_out_batches(d.family, d.held_out, layout(config, name), config.seed)
+        for name, d in run.data.items()
+        if name in run.setup.families
+    }
+    evaluate = {name: train.make_eval(run.setup, name) for name in batches}
+
+    def score(flat: Mapping[str, jax.Array]) -> Scores:
+        scores = {}
+        for name in (n for n in run.setup.families if batches[n]):
+            results = [jax.device_get(evaluate[name](flat, batch)) for batch in batches[name]]
+            scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
+            scores[name]["batches"] = len(results)
+        return scores
+
+    return score

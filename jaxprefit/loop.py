@@ -98,7 +98,7 @@ class MetricsWriter:
 
     def __init__(self, path: pathlib.Path, start: int, every: int):
         self.every, self.clock = every, time.perf_counter()
-        kept = _lines_up_to(path, start)
+        kept = lines_up_to(path, start)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
         os.replace(temporary, path)
@@ -133,7 +133,8 @@ class MetricsWriter:
         os.fsync(self.file.fileno())
 
 
-def _lines_up_to(path: pathlib.Path, step: int) -> list[str]:
+def lines_up_to(path: pathlib.Path, step: int) -> list[str]:
+    """The lines of a JSON lines file that belong to steps up to `step`."""
     if not path.exists():
         return []
     kept = []

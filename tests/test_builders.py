@@ -326,6 +326,13 @@ def test_a_folder_that_tfds_prepared(tfds_dir: Path, cache: Path, below: str) ->
     assert stars.types == ("0", "1", "2")
 
 
+def test_text_of_tfds_from_several_columns_without_blank_rows(tfds_dir: Path, cache: Path) -> None:
+    source = Source("toy", "text", str(tfds_dir / "toy_tags"), split="test", columns=(("text", "words,title"),))
+    data = prepare(source, cache)
+    assert {data[i]["text"] for i in range(3)} == {f"Zo\u00eb {i} title {i}" for i in range(3)}
+    assert prepare(replace(source, limit=2, blank="skip"), cache).rows == 2
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -336,7 +343,7 @@ def test_a_folder_that_tfds_prepared(tfds_dir: Path, cache: Path, below: str) ->
         ({"tfds": "toy_tags:9.9.9"}, "9.9.9"),
         ({"split": "train[:0]"}, "array_record"),
         ({"limit": -1}, "the limit is -1"),
-        ({"kind": "text"}, "unknown kind"),
+        ({"kind": "poem"}, "unknown kind"),
         ({"scheme": "bio"}, "unknown scheme"),
         ({"tfds": "", "path": ""}, "neither path nor tfds"),
         ({"tfds": "", "path": "no/such/file.csv"}, "does not exist"),

@@ -31,11 +31,11 @@ from jaxprefit.downstream.finetune import (
 from jaxprefit.downstream.tasks import IGNORE, TASKS, LabellingTask, TaggingTask, check_labels
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
-from jaxprefit.families import FAMILIES
 from jaxprefit.loading import Model
 from jaxprefit.sharding import make_mesh
 
 TOKENIZER = tokenizer()
+FAMILIES = ("ner", "tc")
 
 # Scores
 

@@ -168,6 +168,44 @@ def test_settings(tmp_path: Path) -> None:
     assert list(read(path, "labelled", columns=columns, delimiter=";")) == [{"text": "fine", "label": "4"}]
 
 
+NOVEL = [{"text": "It was"}, {"text": "a dark night."}]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "content", "expected"),
+    [
+        ("a.jsonl", {}, jsonl(NOVEL), NOVEL),
+        ("a.jsonl", {"text": "tokens"}, jsonl(NER), [{"text": "Ada Lovelace met Bob"}, {"text": "Hello \u4e16\u754c"}]),
+        ("a.jsonl", {"text": "b,a"}, jsonl(PAIRS), [{"text": 'say "yes" one, two'}, {"text": "z x\ny"}]),
+        ("a.csv", {"text": "head,body"}, "body,n,head\nb,1,a\n", [{"text": "a b"}]),
+        ("a.conll", {}, conll(NER), [{"text": "Ada Lovelace met Bob"}, {"text": "Hello \u4e16\u754c"}]),
+        ("a.conll", {"text": 2}, conll(NER)[:12], [{"text": "B-PER"}]),
+        ("a.txt.gz", {}, "It was\n \n a dark night.\n", NOVEL),
+        ("a.log", {"format": "lines"}, "It was\na dark night.", NOVEL),
+    ],
+)
+def test_text_from_any_format_and_columns(
+    tmp_path: Path, name: str, columns: dict[str, Any], content: str, expected: Any
+) -> None:
+    format = columns.pop("format", None)
+    assert list(read(write(tmp_path / name, content), "text", format=format, columns=columns)) == expected
+
+
+def test_blank_texts_are_dropped_where_the_source_says_so(tmp_path: Path) -> None:
+    rows = [LABELLED[0], {"text": " \n", "label": "pos"}, LABELLED[1], {"text": "", "label": "neg"}]
+    path, dropped = write(tmp_path / "a.jsonl", jsonl(rows)), []  # type: tuple[Path, list[int]]
+    assert list(read(path, "labelled", dropped=dropped)) == LABELLED and dropped == [2, 4]
+    assert list(read(path, "labelled", limit=2, dropped=[])) == LABELLED
+    assert "a.jsonl:2: 'text' is blank; fill it in or delete the row, or set blank=skip" in failure(path, "labelled")
+    empty = write(tmp_path / "b.jsonl", jsonl([{"tokens": [], "tags": []}]))
+    assert "holds no records" in failure(empty, "ner", dropped=[])
+
+
+@pytest.mark.parametrize("row", [{"text": "t", "label": ""}, {"text": None, "label": "x"}])
+def test_only_blank_texts_are_dropped(tmp_path: Path, row: dict) -> None:
+    assert ":1: '" in failure(write(tmp_path / "a.jsonl", jsonl([row])), "labelled", dropped=[])
+
+
 def test_long_csv_fields_and_lines_up_to_the_limit(tmp_path: Path) -> None:
     text = "word " * 100_000
     path = write(tmp_path / "a.csv", f"text,label\n{text},x\n")
@@ -209,10 +247,14 @@ ONE = '{"text": "t", "label": "x"}\n'
         ("ner", '{"tokens": [], "tags": []}', "no tokens"),
         ("ner", '{"tokens": ["a", ""], "tags": ["O", "O"]}', "token 1 is blank"),
         ("ner", '{"tokens": ["a"], "tags": ["I-X"]}', "tag 0 'I-X' does not continue"),
+        ("text", '{"text": ["", " "]}', "'text' is blank"),
+        ("text", '{"text": ["a", 1]}', "'text' is of type list, not text"),
+        ("text", '{"text": null}', "'text' is missing, not text"),
+        ("text", '{"body": "a"}', "no column 'text' among 'body'"),
     ],
 )
 def test_bad_json_rows(tmp_path: Path, kind: str, line: str, says: str) -> None:
-    first = {"ner": NER[0], "pairs": PAIRS[0], "labelled": LABELLED[0]}[kind]
+    first = {"ner": NER[0], "pairs": PAIRS[0], "labelled": LABELLED[0], "text": NOVEL[0]}[kind]
     path = write(tmp_path / "a.jsonl.gz", jsonl([first]) + line + "\n" + jsonl([first]))
     message = failure(path, kind)
     assert message.startswith(f"{path}:2: ") and says in message and len(message) < 400
@@ -242,6 +284,7 @@ def test_bad_json_rows(tmp_path: Path, kind: str, line: str, says: str) -> None:
         ("a.jsonl.gz", "labelled", "", ": holds no records"),
         ("a.conll", "pairs", "a O\n", ": conll holds only NER"),
         ("a.csv", "ner", "tokens,tags\n", ": csv holds no lists"),
+        ("a.lines", "text", "x", ": the suffix does not tell"),
         ("a.parquet", "ner", "x", ": the suffix does not tell"),
         (".xz", "ner", "x", ": the suffix does not tell"),
     ],
@@ -280,8 +323,9 @@ def test_wrong_paths_and_settings(tmp_path: Path) -> None:
     assert "does not exist" in failure(tmp_path / ("a" * 300), "labelled")
     assert "does not exist" in failure(tmp_path / "a\0b", "labelled")
     assert "is a folder" in failure(tmp_path, "labelled")
-    assert "unknown kind" in failure(path, "text")
+    assert "unknown kind" in failure(path, "poem")
     assert "unknown format" in failure(path, "labelled", format="xml")
+    assert "lines holds only text" in failure(path, "labelled", format="lines")
     assert "unknown scheme" in failure(path, "labelled", scheme="bio")
     assert "no field 'body'" in failure(path, "labelled", columns={"body": "text"})
     assert "the limit is -1" in failure(path, "labelled", limit=-1)

@@ -94,7 +94,7 @@ def test_what_is_nowhere_is_named_under_the_root(root: str, cache: str) -> None:
     [
         ("rows.jsonl?limt=3", "labelled", "option 'limt' is unknown; did you mean 'limit'?"),
         ("rows.jsonl?lable=y", "labelled", "option 'lable' is unknown; did you mean 'label'?"),
-        ("rows.jsonl?tags=1", "pairs", "option 'tags' is unknown; known: split, limit, format, scheme, a, b"),
+        ("rows.jsonl?tags=1", "pairs", "option 'tags' is unknown; known: split, limit, format, scheme, blank, a, b"),
         ("rows.jsonl?limit=many", "labelled", "limit must be a whole number, not 'many'"),
         ("rows.jsonl?limit=-1", "labelled", "limit must be a whole number, not '-1'"),
         ("rows.jsonl?limit", "labelled", "limit must be a whole number, not ''"),
@@ -123,7 +123,28 @@ def test_a_heading_of_digits_is_a_heading(root: str, cache: str) -> None:
     assert prepare("years.csv?a=2023&b=2024", "pairs", root, cache)[0] == {"a": "before", "b": "after"}
 
 
-GENERATED = {"ner": synthetic.ner_records, "pairs": synthetic.pairs, "labelled": synthetic.labelled_records}
+def test_text_from_several_columns(root: str, cache: str) -> None:
+    write_jsonl(Path(root, "pairs/train.jsonl"), [{"a": "how are you", "b": "fine"}])
+    assert prepare("pairs?text=a,b", "text", root, cache)[0] == {"text": "how are you fine"}
+    assert "did you mean 'b'" in message("pairs?text=a,bb", "text", root, cache)
+
+
+def test_rows_without_text_are_dropped_and_counted(root: str, cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(Path(root, "tweets.jsonl"), [LABELLED[0], {"text": " ", "label": "odd"}, *LABELLED[1:]])
+    assert "tweets.jsonl:2: 'text' is blank" in message("tweets.jsonl", "labelled", root, cache)
+    source = prepare("tweets.jsonl?blank=skip", "labelled", root, cache)
+    assert [source[i] for i in range(len(source))] == LABELLED and source.dropped == 1
+    assert capsys.readouterr().out == "source tweets.jsonl: 1 rows without text dropped, 6 kept\n"
+    assert "blank is 'drop'; use refuse or skip" in message("tweets.jsonl?blank=drop", "labelled", root, cache)
+    assert prepare("tweets.jsonl?blank=skip&limit=1", "labelled", root, cache).dropped == 0
+
+
+GENERATED = {
+    "ner": synthetic.ner_records,
+    "pairs": synthetic.pairs,
+    "labelled": synthetic.labelled_records,
+    "text": synthetic.text_records,
+}
 
 
 @pytest.mark.parametrize("kind", GENERATED)

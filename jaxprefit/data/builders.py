@@ -32,7 +32,7 @@ from jaxprefit.data.records import (
 )
 from jaxprefit.errors import UserError
 
-FORMAT_VERSION = 1  # raise it when what is written changes, so that old caches are left alone
+FORMAT_VERSION = 2  # raise it when what is written changes, so that old caches are left alone
 
 # TFDS gathers a split in memory and spills it over 1000 MiB through TensorFlow, which we do not
 # have. Splits of at most this much text (and one split in all but huge sources) avoid both.
@@ -51,7 +51,8 @@ class Prepared:
     Attributes:
       name, kind: of the source.
       rows: their number, also ``len(prepared)``.
-      types: sorted entity types ("ner") or labels ("labelled"); empty for "pairs".
+      types: sorted entity types ("ner") or labels ("labelled"); empty for "pairs" and "text".
+      dropped: number of rows left out since their text is blank (``blank=skip``).
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -61,6 +62,7 @@ class Prepared:
             self.kind: str = meta["kind"]
             self.rows: int = meta["rows"]
             self.types: tuple[str, ...] = tuple(meta["types"])
+            self.dropped: int = meta["dropped"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{directory}: the cache is damaged ({type(error).__name__}); delete the folder") from None
 
@@ -151,7 +153,7 @@ def _build(kind: Kind, rows: Rows, final: Path, progress: Progress | None) -> No
     _sweep(final)
     with tempfile.TemporaryDirectory(dir=final.parent, prefix=f".{final.name}.") as work:
         tfds.disable_progress_bar()
-        builder = JaxprefitRecords(kind, _watched(rows(), meta["rows"], progress), parts, work)
+        builder = JaxprefitRecords(kind, _watched(rows([]), meta["rows"], progress), parts, work)
         builder.download_and_prepare(
             download_dir=os.path.join(work, "downloads"),
             download_config=tfds.download.DownloadConfig(num_shards=1),
@@ -169,7 +171,8 @@ def _survey(kind: Kind, rows: Rows) -> tuple[dict[str, Any], list[int]]:
     """What ``meta.json`` says, and the number of rows in each part; validates every row."""
     types: set[str] = set()
     parts, size = [0], 0
-    for record in rows():
+    dropped: list[int] = []
+    for record in rows(dropped):
         if kind.name == "ner":
             types |= entity_types(record["tags"])
         elif kind.name == "labelled":
@@ -182,7 +185,8 @@ def _survey(kind: Kind, rows: Rows) -> tuple[dict[str, Any], list[int]]:
             size = 0
         parts[-1] += 1
         size += row_size
-    return {"kind": kind.name, "rows": sum(parts), "types": sorted(types)}, parts
+    meta = {"kind": kind.name, "rows": sum(parts), "types": sorted(types), "dropped": len(dropped)}
+    return meta, parts
 
 
 def _watched(rows: Iterator[Record], total: int, progress: Progress | None) -> Iterator[Record]:

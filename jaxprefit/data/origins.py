@@ -15,14 +15,15 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
-from jaxprefit.data.records import Kind, Record, make_record, pick
+from jaxprefit.data.records import BlankText, Kind, Record, make_record, pick, source_columns
 from jaxprefit.errors import UserError
 
 # TFDS knows conll2003, glue and other older datasets only once their module is imported.
 TFDS_AREAS = ("text", "question_answering", "summarization", "translate")
 TFDS_ADVICE = "check the name, the split, the columns, and that the data is array_record"
 
-Rows = Callable[[], Iterator[Record]]  # reads a source from its start
+Rows = Callable[[list[int]], Iterator[Record]]
+"""Reads a source from its start; what it drops as blank it appends to the list, by line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,13 +32,14 @@ class Source:
 
     Attributes:
       name: a name for people; the cache folder bears it too.
-      kind: "ner", "pairs" or "labelled".
+      kind: "ner", "pairs", "labelled" or "text".
       path: a file; or a folder that holds ``{split}.jsonl`` (or another format, or compressed);
         or a folder that TFDS prepared as ArrayRecord. Beside ``tfds``: the TFDS ``data_dir``.
       tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
       split: of a folder or TFDS; for TFDS also a slice such as "train[:10%]".
       format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
       limit: only the first so many rows; 0 for all.
+      blank: what to do with a row whose text is blank: "refuse" the source, or "skip" the row.
     """
 
     name: str
@@ -49,10 +51,13 @@ class Source:
     columns: tuple[tuple[str, str | int], ...] = ()
     scheme: str = "iob2"
     limit: int = 0
+    blank: str = "refuse"
 
 
 def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
     """(what identifies the content, format, a function that reads the rows)."""
+    if source.blank not in ("refuse", "skip"):
+        raise UserError(f"source {source.name!r}: blank is {source.blank!r}; use refuse or skip")
     if source.tfds:
         with as_user_error(f"tfds {source.tfds}"):
             for area in TFDS_AREAS:
@@ -73,17 +78,20 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
             return content, "tfds", functools.partial(_tfds_rows, source, kind, builder, quiet)
         path = _split_file(path, source.split)
     columns = dict(source.columns)
-    rows = functools.partial(
-        read,
-        path,
-        kind.name,
-        format=source.format or None,
-        columns=columns,
-        scheme=source.scheme,
-        limit=source.limit,
-    )
-    rows()  # nothing is read yet, but a wrong path or format is told here
-    return _digest([path]), source.format or file_format(path), rows
+
+    def read_file(dropped: list[int]) -> Iterator[Record]:
+        return read(
+            path,
+            kind.name,
+            format=source.format or None,
+            columns=columns,
+            scheme=source.scheme,
+            limit=source.limit,
+            dropped=dropped if source.blank == "skip" else None,
+        )
+
+    read_file([])  # nothing is read yet, but a wrong path or format is told here
+    return _digest([path]), source.format or file_format(path, kind.name), read_file
 
 
 def _split_file(folder: Path, split: str) -> Path:
@@ -111,10 +119,10 @@ def _tfds_folder(path: Path) -> Path | None:
     return max(versions, key=lambda p: [int(n) for n in p.name.split(".")], default=None)
 
 
-def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterator[Record]:
+def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool, dropped: list[int]) -> Iterator[Record]:
     """Yields the records of a TFDS dataset, which it downloads and prepares if need be."""
     where = f"tfds {source.tfds}" if source.tfds else source.path
-    columns = {field: field for field in kind.fields} | dict(source.columns)
+    columns = source_columns(kind, {field: field for field in kind.fields} | dict(source.columns))
     with ExitStack() as stack:
         stack.enter_context(as_user_error(where))
         if source.tfds:
@@ -125,14 +133,21 @@ def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Iterato
         data = builder.as_data_source(source.split)
         features = pick(builder.info.features, columns)
         data[0]  # opens the file, and fails if the split is empty
-    for i in range(min(len(data), source.limit or len(data))):
+    kept = 0
+    for i in range(len(data)):
         try:
             row = pick(data[i], columns)
             values = {field: _from_feature(features[field], row[field]) for field in columns}
             record = make_record(kind, values, source.scheme)
         except ValueError as error:
+            if source.blank == "skip" and isinstance(error, BlankText):
+                dropped.append(i + 1)
+                continue
             raise UserError(f"{where}:{i + 1}: {error}") from None
         yield record
+        kept += 1
+        if kept == source.limit:
+            return
 
 
 def _from_feature(feature: Any, value: Any) -> Any:

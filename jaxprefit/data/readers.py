@@ -1,4 +1,4 @@
-"""Reading users' files: JSON lines, CoNLL, CSV and TSV, plain or as .gz or .xz.
+"""Reading users' files: JSON lines, CoNLL, CSV, TSV and lines of text, plain or as .gz or .xz.
 
 ``read`` streams, so a file may be larger than memory, and turns every malformed row into a
 ``UserError`` of the form ``FILE:LINE: what is wrong; what to do``.
@@ -17,7 +17,16 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from jaxprefit.data.records import Columns, Kind, Record, check_settings, make_record, pick
+from jaxprefit.data.records import (
+    BlankText,
+    Columns,
+    Kind,
+    Record,
+    check_settings,
+    make_record,
+    pick,
+    source_columns,
+)
 from jaxprefit.errors import UserError
 
 MAX_LINE = 16 * 2**20  # bytes; a longer line is a file of another kind, not a record
@@ -34,6 +43,13 @@ FORMATS = {
     ".tsv": "tsv",
 }
 COMPRESSED = (".gz", ".xz")
+_HOLDS = {  # what each format can hold, for who asks it for something else
+    "jsonl": "any kind",
+    "conll": "only NER",
+    "csv": "no lists of tokens",
+    "tsv": "no lists of tokens",
+    "lines": "only text",
+}
 
 
 def read(
@@ -45,19 +61,22 @@ def read(
     scheme: str = "iob2",
     delimiter: str | None = None,
     limit: int | None = None,
+    dropped: list[int] | None = None,
 ) -> Iterator[Record]:
     """Yields the valid records of one file, in order.
 
     Args:
       path: the file; its suffix tells the format (see ``FORMATS``) and the compression.
-      kind: "ner", "pairs" or "labelled".
-      format: "jsonl", "conll", "csv" or "tsv", where the suffix does not tell. A table of
-        quoted fields is "csv" (with any delimiter); "tsv" knows no quotes.
+      kind: "ner", "pairs", "labelled" or "text".
+      format: "jsonl", "conll", "csv", "tsv" or "lines" (for "text": one a line), where the suffix does
+        not tell. A table of quoted fields is "csv" (with any delimiter); "tsv" knows no quotes.
       columns: where a field of the record stands under another name: field -> JSON key or CSV
-        heading, or for CoNLL field -> index (default: tokens first, tags last).
+        heading, or for CoNLL field -> index (default: tokens first, tags last). A "text" may come
+        from several columns, as "a,b".
       scheme: how the tags of NER are written, a key of ``SCHEMES``; the records have IOB2.
       delimiter: between CSV fields ("," by default) or CoNLL columns (tab or spaces by default).
       limit: only the first so many records; None or 0 for all.
+      dropped: rows whose text is blank are left out and their lines appended here; None: they are refused.
 
     Raises:
       UserError: at once for a wrong setting or path, and while reading for a wrong row.
@@ -68,26 +87,30 @@ def read(
         raise UserError(f"{path}: is a folder, not a file; name the file in it")
     if not os.path.exists(path):
         raise UserError(f"{path}: does not exist; {_nearest(path)}")
-    format = format or file_format(path)
+    format = format or file_format(path, kind)
     columns = {**_default_columns(spec, format), **(columns or {})}
     if format == "jsonl":
         rows = _json_rows(path)
     elif format == "conll" and kind == "ner":
         rows = _conll_rows(path, columns, delimiter)
         columns = {field: field for field in spec.fields}
+    elif format == "conll" and kind == "text":
+        rows = ((n, row) for n, row in _conll_rows(path, {"tokens": columns["text"]}, delimiter))
+        columns = {"text": "tokens"}
+    elif format == "lines" and kind == "text":
+        rows = ((n, {"text": line.strip()}) for n, line in _lines(path) if line.strip())
     elif format in ("csv", "tsv") and kind != "ner":
         rows = _csv_rows(path, delimiter or {"csv": ",", "tsv": "\t"}[format], format == "csv")
-    elif format in FORMATS.values():
-        holds = "only NER" if format == "conll" else "no lists of tokens"
-        raise UserError(f"{path}: {format} holds {holds}; set the format or convert the file")
+    elif format in _HOLDS:
+        raise UserError(f"{path}: {format} holds {_HOLDS[format]}; set the format or convert the file")
     else:
-        known = ", ".join(dict.fromkeys(FORMATS.values()))
+        known = ", ".join(_HOLDS)
         raise UserError(f"{path}: unknown format {format!r}; use one of {known}")
-    return islice(_records(path, spec, rows, columns, scheme), limit or None)
+    return islice(_records(path, spec, rows, source_columns(spec, columns), scheme, dropped), limit or None)
 
 
-def file_format(path: Path) -> str:
-    """The format that the suffix tells, whatever the case and compression."""
+def file_format(path: Path, kind: str = "") -> str:
+    """The format that the suffix tells, whatever the case and compression; a ``.txt`` of ``text`` holds lines."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -96,23 +119,31 @@ def file_format(path: Path) -> str:
             f"{path}: the suffix does not tell the format; "
             f"set the format or name the file *{', *'.join(FORMATS)} (or these with .gz or .xz)"
         )
-    return FORMATS[suffixes[-1]]
+    return "lines" if kind == "text" and suffixes[-1] == ".txt" else FORMATS[suffixes[-1]]
 
 
 def _default_columns(kind: Kind, format: str) -> Columns:
     if format == "conll":
-        return {"tokens": 0, "tags": -1}
+        return {"text": 0} if kind.name == "text" else {"tokens": 0, "tags": -1}
     return {field: field for field in kind.fields}
 
 
 def _records(
-    path: Path, kind: Kind, rows: Iterator[tuple[int, Any]], columns: Columns, scheme: str
+    path: Path,
+    kind: Kind,
+    rows: Iterator[tuple[int, Any]],
+    columns: Columns,
+    scheme: str,
+    dropped: list[int] | None,
 ) -> Iterator[Record]:
     empty = True
     for line, row in rows:
         try:
             record = make_record(kind, pick(row, columns), scheme)
         except ValueError as error:
+            if dropped is not None and isinstance(error, BlankText):
+                dropped.append(line)
+                continue
             raise UserError(f"{path}:{line}: {error}") from None
         empty = False
         yield record

@@ -1,10 +1,11 @@
-"""The three kinds of record that the package learns from, and what makes one valid.
+"""The four kinds of record that the package learns from, and what makes one valid.
 
 A record is a plain ``dict``:
 
 * ``ner``: ``{"tokens": [str, ...], "tags": [str, ...]}``, the tags strictly IOB2;
 * ``pairs``: ``{"a": str, "b": str}``, two texts that belong together;
-* ``labelled``: ``{"text": str, "label": str}``.
+* ``labelled``: ``{"text": str, "label": str}``;
+* ``text``: ``{"text": str}``, for masked language modelling.
 
 Every ``ValueError`` from here says in one line what is wrong and what to do; who knows the file
 and the line puts them in front.
@@ -82,11 +83,16 @@ def entity_types(tags: Iterable[str]) -> set[str]:
     return {tag[2:] for tag in tags if tag != "O"}
 
 
-def _check_text(value: object, field: str) -> None:
+class BlankText(ValueError):
+    """A record without any text: the one mistake that a source may ask to have dropped (``blank=skip``)."""
+
+
+def _check_text(value: object, field: str, blank: type[ValueError] = BlankText) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{field!r} is {_type_of(value)}, not text; give a string")
     if not value.strip():
-        raise ValueError(f"{field!r} is blank; fill it in or delete the row")
+        advice = ", or set blank=skip" if blank is BlankText else ""
+        raise blank(f"{field!r} is blank; fill it in or delete the row{advice}")
     _check_unicode(value, field)
 
 
@@ -111,7 +117,7 @@ def _validate_ner(record: Record) -> None:
     if len(tokens) != len(tags):
         raise ValueError(f"{len(tokens)} tokens but {len(tags)} tags; give one tag a token")
     if not tokens:
-        raise ValueError("the sentence has no tokens; delete the row")
+        raise BlankText("the sentence has no tokens; delete the row, or set blank=skip")
     for i, token in enumerate(tokens):
         if not token.strip():
             raise ValueError(f"token {i} is blank; delete it and its tag")
@@ -127,7 +133,11 @@ def _validate_pairs(record: Record) -> None:
 
 def _validate_labelled(record: Record) -> None:
     _check_text(record.get("text"), "text")
-    _check_text(record.get("label"), "label")
+    _check_text(record.get("label"), "label", ValueError)
+
+
+def _validate_text(record: Record) -> None:
+    _check_text(record.get("text"), "text")
 
 
 def _lists_of_text(*fields: str) -> Callable[[], Any]:
@@ -168,6 +178,7 @@ KINDS: dict[str, Kind] = {
         Kind("ner", ("tokens", "tags"), _validate_ner, _lists_of_text("tokens", "tags")),
         Kind("pairs", ("a", "b"), _validate_pairs, _texts("a", "b")),
         Kind("labelled", ("text", "label"), _validate_labelled, _texts("text", "label")),
+        Kind("text", ("text",), _validate_text, _texts("text")),
     )
 }
 
@@ -187,6 +198,13 @@ def check_settings(where: object, kind: str, columns: Columns, scheme: str, limi
     return KINDS[kind]
 
 
+def source_columns(kind: Kind, columns: Columns) -> Columns:
+    """The columns to fetch. A ``text`` may name several, as "a,b": all of them, which ``make_record`` joins."""
+    if kind.name == "text" and isinstance(named := columns["text"], str):
+        return {column: column for column in named.split(",")}
+    return columns
+
+
 def pick(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     """Field -> value of its column; ``ValueError`` names what is there and what is nearest."""
     try:
@@ -203,9 +221,10 @@ def pick(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
 def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> Record:
     """A valid record from what a file gave for its fields, or ``ValueError``.
 
-    A whole number as a label becomes text, and tags of another ``scheme`` become IOB2.
+    A whole number as a label becomes text, and tags of another ``scheme`` become IOB2. The columns of a ``text``
+    are joined by spaces, and so are the strings of a column that holds a list.
     """
-    record = dict(values)
+    record: Record = {"text": _joined(values)} if kind.name == "text" else dict(values)
     label = record.get("label")
     if isinstance(label, int) and not isinstance(label, bool):
         record["label"] = str(label)
@@ -214,3 +233,14 @@ def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> 
         record["tags"] = to_iob2(tags, scheme)
     kind.validate(record)
     return record
+
+
+def _joined(columns: Mapping[str, Any]) -> str:
+    """The columns' text in one line of text; a column that is no text raises ``ValueError`` naming it."""
+    parts: list[str] = []
+    for name, value in columns.items():
+        items = value if isinstance(value, list) else [value]
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError(f"{name!r} is {_type_of(value)}, not text; give a string or a list of strings")
+        parts += [item for item in items if item.strip()]
+    return " ".join(parts)

@@ -3,6 +3,8 @@
     ner_pf/wikineural_en                         a folder under data.root with train.jsonl.xz (or another format)
     my/notes.conll?scheme=iob1&tokens=0&tags=3   a file, with its tagging scheme and column choice
     my/pairs.csv?a=question&b=answer             columns by header name
+    pairs/arxiv?text=a,b                         several columns as one text; a list of tokens is joined, too
+    my/tweets?blank=skip                         rows whose text is blank are dropped, not refused
     my/prepared_tfds_folder                      a directory that TFDS prepared
     tfds:conll2003?tags=ner                      a TFDS name (downloaded by TFDS)
     generated:ner?rows=4000&seed=1               generated text (`data.synthetic`), no download
@@ -27,11 +29,12 @@ from jaxprefit.data import builders, synthetic
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
 
-_OPTIONS = ("split", "limit", "format", "scheme")
+_OPTIONS = ("split", "limit", "format", "scheme", "blank")
 _GENERATED: dict[str, Callable[..., Any]] = {
     "ner": synthetic.ner_records,
     "pairs": synthetic.pairs,
     "labelled": synthetic.labelled_records,
+    "text": synthetic.text_records,
 }
 
 
@@ -53,10 +56,14 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
         limit=_integer(text, options, "limit", limit),
         format=options.pop("format", ""),
         scheme=options.pop("scheme", "iob2"),
+        blank=options.pop("blank", "refuse"),
         columns=tuple(sorted(options.items())),
     )
     with _Progress(address) as callback:
-        return builders.prepare(source, cache, callback)
+        prepared = builders.prepare(source, cache, callback)
+    if prepared.dropped:
+        print(f"source {address}: {prepared.dropped:,} rows without text dropped, {len(prepared):,} kept")
+    return prepared
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:

@@ -2,8 +2,9 @@
 
 from jaxprefit.families.base import Family, useful_tokens
 from jaxprefit.families.classification import ClassificationFamily
+from jaxprefit.families.mlm import MlmFamily
 from jaxprefit.families.ner import NerFamily
 
-FAMILIES: dict[str, type[Family]] = {f.name: f for f in (NerFamily, ClassificationFamily)}
+FAMILIES: dict[str, type[Family]] = {f.name: f for f in (NerFamily, ClassificationFamily, MlmFamily)}
 
-__all__ = ["FAMILIES", "ClassificationFamily", "Family", "NerFamily", "useful_tokens"]
+__all__ = ["FAMILIES", "ClassificationFamily", "Family", "MlmFamily", "NerFamily", "useful_tokens"]

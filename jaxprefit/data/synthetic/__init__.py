@@ -67,10 +67,15 @@ def labelled_records(n: int, seed: int, held_out: bool = False) -> list[dict[str
     return records
 
 
+def text_records(n: int, seed: int, held_out: bool = False) -> list[dict[str, str]]:
+    """`n` texts of all kinds."""
+    writer = _Writer(seed, held_out)
+    return [{"text": _text(writer.any_text())} for _ in range(n)]
+
+
 def corpus(n: int, seed: int) -> list[str]:
     """`n` texts of all kinds, none from the held-out part: for a vocabulary or a warm start."""
-    writer = _Writer(seed, held_out=False)
-    return [_text(writer.any_text()) for _ in range(n)]
+    return [record["text"] for record in text_records(n, seed)]
 
 
 def detokenise(tokens: Sequence[str]) -> str:

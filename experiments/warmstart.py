@@ -1,0 +1,91 @@
+r"""A start encoder from plain text, by masked language modelling: from scratch, or continued on a domain.
+
+python -m experiments.warmstart --config=configs/warmstart.py --workdir=runs/warmstart --config.data.root=DIR
+
+Trains an encoder of the sizes model.*, or goes on with model.path. A new encoder's WordPiece vocabulary of model.vocab
+entries is trained on the sources (data.mlm.sources), or taken from the directory model.vocab_path. The rest is a
+pre-finetuning run of the strategy individual_mlm: the same command continues one that was stopped.
+
+Writes WORKDIR/encoder, a Hugging Face directory for --config.model.path=WORKDIR/encoder, and WORKDIR/warmstart.json
+with masked accuracy and loss on held-out text against steps.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import pathlib
+import statistics
+import tempfile
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import jaxprefit
+from experiments import prefinetune, wiring
+from experiments.checks import check
+from jaxprefit import cli
+from jaxprefit.data.vocabulary import train_wordpiece
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json
+
+SUMMARY_VERSION = 1
+STRATEGY = "individual_mlm"
+VOCABULARY_TEXTS = 100_000  # a vocabulary is trained on at most so many
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Trains, or continues, exports, and returns what warmstart.json holds."""
+    check(config)
+    if config.strategy != STRATEGY:
+        raise UserError(f"strategy is '{config.strategy}'; a warm start trains by '{STRATEGY}'")
+    if not config.data.mlm.sources:
+        raise UserError("data.mlm.sources is empty; name at least one source of text")
+    if not (config.model.path or config.model.vocab_path):
+        config.model.vocab_path = str(vocabulary(config, wiring.cache_folder(config, workdir)))
+    trained = prefinetune.run(config, workdir)
+    model = jaxprefit.load(workdir)
+    if not (workdir / "encoder").exists():
+        model.export(workdir / "encoder")
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    curve = [json.loads(line) for line in (workdir / "held_out.jsonl").read_text().splitlines()]
+    summary = {
+        "schema": "jaxprefit.warmstart",
+        "version": SUMMARY_VERSION,
+        "start": config.model.path or "scratch",
+        "encoder": dataclasses.asdict(model.config),
+        "parameters": trained["total_parameters"],
+        "seed": trained["seed"],
+        "steps": trained["steps"],
+        "device": trained["device"],
+        "tokens": trained["data"]["mlm"]["useful_tokens"],
+        "tokens_per_s": statistics.median(line["tokens_per_s"] for line in lines),
+        "data": trained["data"]["mlm"],
+        "curve": [{"step": line["step"], **line["held_out"]["mlm"]} for line in curve],
+    }
+    write_json(workdir / "warmstart.json", summary)
+    last = summary["curve"][-1]
+    print(f"masked accuracy {100 * last['accuracy']:.1f} % and loss {last['loss']:.3f} on held-out text")
+    print(f"wrote {workdir / 'encoder'} and {workdir / 'warmstart.json'}")
+    return summary
+
+
+def vocabulary(config: ConfigDict, cache: pathlib.Path) -> pathlib.Path:
+    """A directory in the cache with a tokenizer.json of `model.vocab` entries trained on the sources, made once."""
+    prepared = wiring.prepared_sources(config, "mlm", cache)
+    content = json.dumps([config.model.vocab, VOCABULARY_TEXTS, [p.directory.name for p in prepared]])
+    folder = cache / f"vocabulary-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+    if not folder.is_dir():
+        every = max(1, math.ceil(sum(map(len, prepared)) / VOCABULARY_TEXTS))
+        texts = (p[i]["text"] for p in prepared for i in range(0, len(p), every))
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}.") as work:
+            whole = pathlib.Path(work) / "whole"
+            whole.mkdir()
+            train_wordpiece(texts, config.model.vocab).save(str(whole / "tokenizer.json"))
+            if not folder.is_dir():
+                whole.rename(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", config="configs/warmstart.py")
