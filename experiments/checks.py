@@ -29,6 +29,7 @@ AT_LEAST = {
     "data.ner.loss_weight": 0,
     "data.ner.alpha": 0,
     "data.ner.rows": 1,
+    "data.ner.max_concepts": 1,
     "data.tc.loss_weight": 0,
     "data.tc.alpha": 0,
     "data.tc.rows": 1,
@@ -44,6 +45,10 @@ AT_LEAST = {
     "downstream.backbone_lr": 0,
 }
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "lora.alpha", "downstream.fraction")
+CHOICES = {
+    "data.ner.loss": ("sigmoid", "softmax", "distill"),
+    "data.ner.concept_encoder": ("frozen", "trained", "table"),
+}
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout")
 
 
@@ -60,6 +65,14 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
+        )
+    for key, choices in CHOICES.items():
+        if _get(config, key) not in choices:
+            raise UserError(f"{key} is '{_get(config, key)}'; use {', '.join(choices)}")
+    if (config.data.ner.loss == "distill") != bool(config.data.ner.teacher):
+        raise UserError(
+            f"data.ner.loss is '{config.data.ner.loss}' and data.ner.teacher '{config.data.ner.teacher}'; "
+            "the loss distill needs a teacher, a Hugging Face directory, and no other loss takes one"
         )
     for key in ("data.ner.sources", "data.tc.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):

@@ -88,8 +88,9 @@ def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer
 def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
     """Every family that the config names, over its prepared sources."""
     out = {}
-    for name, cls in FAMILIES.items():
+    for name, family_class in FAMILIES.items():
         c = config.data[name]
+        cls = family_class.of(c)
         prepared = [
             sources.prepare(s, cls.kind, config.data.root, str(cache), limit=config.data.limit) for s in c.sources
         ]

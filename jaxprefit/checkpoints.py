@@ -26,7 +26,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.train import TrainState
 
 FORMAT_VERSION = 1
-PLACES = ("data.root", "data.cache", "model.path", "devices")
+PLACES = ("data.root", "data.cache", "data.ner.teacher", "model.path", "devices")
 """Config keys that may differ when a run is continued elsewhere."""
 _COPY_AGAIN = "take another step or copy it again, whole"
 

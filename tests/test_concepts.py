@@ -49,7 +49,7 @@ def test_names_of_a_mapping_file_come_before_the_rule(tmp_path: Path) -> None:
     [
         ({"CHEBBI": "x"}, "'CHEBBI' is not an entity type of source 'craft'; did you mean 'CHEBI'?"),
         ({"x": "x"}, "'x' is not an entity type of source 'craft'; it has CHEBI, SO"),
-        ({"SO": " "}, 'the name of \'SO\' is " "; it must be a text'),
+        ({"SO": " "}, "the name of 'SO' is \" \"; it must be a text"),
         ({"SO": 3}, "the name of 'SO' is 3; it must be a text"),
         (["SO"], "must hold one JSON object"),
         ("{", "not JSON"),
@@ -110,7 +110,9 @@ def test_two_labels_may_share_a_concept() -> None:
 def test_chosen_concepts(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
     starts = [data.draw(st.integers(0, 20)) for _ in sizes]
-    v = Vocabulary.of([source(str(i), *(f"c{k:02d}" for k in range(s, s + n))) for i, (s, n) in enumerate(zip(starts, sizes))])
+    v = Vocabulary.of(
+        [source(str(i), *(f"c{k:02d}" for k in range(s, s + n))) for i, (s, n) in enumerate(zip(starts, sizes))]
+    )
     everything = sorted({int(c) for pool in v.annotated.values() for c in pool})
     positives = np.asarray(data.draw(st.lists(st.sampled_from(everything), max_size=20)), np.int32)
     most = data.draw(st.integers(1, 60))

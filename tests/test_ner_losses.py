@@ -1,5 +1,6 @@
 """The losses of the NER family against a few lines of NumPy in float64, their gradients against central differences."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,10 +56,15 @@ def case(seed: int = 0) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray, np.nd
     return head, words, concepts, np.asarray(labels), np.repeat(by_row[:, None], 5, axis=1)
 
 
+@functools.cache
+def compiled(loss: Callable) -> Callable:
+    return jax.jit(jax.value_and_grad(lambda *inputs: loss(*inputs)[0], (0, 1, 2)))
+
+
 def value_and_slopes(loss: Callable, *inputs: Any) -> tuple[float, list[np.ndarray]]:
     """Loss, and its gradients in the first three of `inputs`, as a flat list."""
     inputs = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if x.dtype == np.float64 else jnp.asarray(x), inputs)
-    value, slopes = jax.value_and_grad(lambda *x: loss(*x)[0], (0, 1, 2))(*inputs)
+    value, slopes = compiled(loss)(*inputs)
     return float(value), [np.asarray(s) for s in jax.tree.leaves(slopes)]
 
 

@@ -10,8 +10,8 @@ NuNER (arXiv 2402.15343) does.
 import abc
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ CHUNK = 512  # names encoded at once
 class ConceptSide(abc.ABC):
     """One way to vectors of concepts; `constants` and `encoders` are subtrees of the family's head."""
 
+    name: ClassVar[str]
     constants: ClassVar[tuple[str, ...]] = ()
     encoders: ClassVar[tuple[str, ...]] = ()
 
@@ -50,6 +51,8 @@ class ConceptSide(abc.ABC):
 class TableSide(ConceptSide):
     """Head: concepts [C, D]. Batch: concepts [K] int32."""
 
+    name = "table"
+
     tokenizer: tokenizers.Tokenizer
     names: tuple[str, ...]
 
@@ -67,6 +70,7 @@ class TableSide(ConceptSide):
 class FrozenSide(TableSide):
     """As TableSide, but never trained."""
 
+    name = "frozen"
     constants = ("concepts",)
 
 
@@ -74,6 +78,7 @@ class FrozenSide(TableSide):
 class TrainedSide(ConceptSide):
     """Head: encoder, and centre [D], a constant. Batch: concept_ids [K, N] int32, concept_sizes [K] int32."""
 
+    name = "trained"
     constants = ("centre",)
     encoders = ("encoder",)
 
@@ -101,7 +106,9 @@ class TrainedSide(ConceptSide):
         return mean_pool(encode.with_params(head["encoder"], batch["concept_ids"], mask), mask) - head["centre"]
 
 
-SIDES = {"frozen": FrozenSide, "trained": TrainedSide, "table": TableSide}
+SIDES: dict[str, Callable[[tokenizers.Tokenizer, tuple[str, ...]], ConceptSide]] = {
+    side.name: side for side in (FrozenSide, TrainedSide, TableSide)
+}
 
 
 def name_vectors(start: Pretrained, names: Sequence[str]) -> np.ndarray:
@@ -125,7 +132,7 @@ def centre(vectors: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _pooled(config: EncoderConfig, params: dict, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    return mean_pool(Encoder(config).apply({"params": params}, ids, mask), mask)
+    return mean_pool(cast(jax.Array, Encoder(config).apply({"params": params}, ids, mask)), mask)
 
 
 def _in_eights(length: int) -> int:

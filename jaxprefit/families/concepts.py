@@ -73,7 +73,7 @@ class Vocabulary:
             everything = np.unique(np.concatenate([chosen, *pools]))
             if len(everything) <= most:
                 return everything
-        rng = np.random.default_rng(zlib.crc32(np.ascontiguousarray(positives, np.int32)))
+        rng = np.random.default_rng(zlib.crc32(positives.astype(np.int32).tobytes()))
         for i, pool in enumerate(pools):
             share = (most - len(chosen)) // (len(pools) - i)
             # As many more as could be there already, so that `share` new ones are left.

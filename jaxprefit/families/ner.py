@@ -16,7 +16,7 @@ what its sources annotate. A word whose concept found no place is left out of th
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from jaxprefit.data.encode import encode_words
 from jaxprefit.data.packing import Packing
 from jaxprefit.encoder import unit
 from jaxprefit.families.base import Encode, Family
-from jaxprefit.families.concept_sides import NAME_LENGTH, SIDES, ConceptSide, name_vectors
+from jaxprefit.families.concept_sides import SIDES, ConceptSide, name_vectors
 from jaxprefit.families.concepts import Vocabulary
 from jaxprefit.families.ner_distill import DistillFamily
 from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, sigmoid_loss, softmax_loss
@@ -53,23 +53,20 @@ class NerFamily(Family):
     side: ConceptSide
     vocabulary: Vocabulary
     max_concepts: int
+    constants: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
 
     @classmethod
-    def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Family:
-        """The NER family of the loss that `config` names."""
-        if config["loss"] == "distill":
-            return DistillFamily.create(config, sources, tokenizer)
+    def of(cls, config: Mapping[str, Any]) -> type[Family]:
+        return DistillFamily if config["loss"] == "distill" else cls
+
+    @classmethod
+    def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         vocabulary = Vocabulary.of(sources)
         side = SIDES[config["concept_encoder"]](tokenizer, vocabulary.names)
-        return cls(tokenizer, config["max_length"], config["loss"], side, vocabulary, config["max_concepts"])
-
-    @property
-    def constants(self) -> tuple[str, ...]:
-        return tuple(f"head/ner/{name}" for name in self.side.constants)
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        return tuple(f"head/ner/{name}" for name in self.side.encoders)
+        constants, encoders = (tuple(f"head/ner/{p}" for p in part) for part in (side.constants, side.encoders))
+        settings = (config["max_length"], config["loss"], side, vocabulary, config["max_concepts"])
+        return cls(tokenizer, *settings, constants, encoders)
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         head = self.side.init(start) | {
@@ -83,7 +80,7 @@ class NerFamily(Family):
     def describe(self) -> dict[str, Any]:
         return {
             "loss": self.loss_name,
-            "concept_encoder": next(name for name, side in SIDES.items() if type(self.side) is side),
+            "concept_encoder": self.side.name,
             "concepts": list(self.vocabulary.names),
         }
 

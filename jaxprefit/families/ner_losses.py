@@ -41,8 +41,8 @@ def softmax_loss(
 ) -> Result:
     """Cross-entropy of each word over its annotated concepts and "no entity", mean over words.
 
-    "No entity" is a learned vector `head['outside']` [D], the right answer of every word outside and a negative of every
-    word inside. So words outside are trained on too, and a type that a source does not annotate is no rival there.
+    "No entity" is a learned vector `head['outside']` [D]: the right answer of every word outside any entity, and a
+    rival in every word inside. A type that a source does not annotate is no rival there.
     """
     scale = jnp.exp(head["log_scale"])
     outside = scale * (words @ unit(head["outside"]))

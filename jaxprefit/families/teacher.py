@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,8 @@ class Teacher:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(config: EncoderConfig, params: dict, input_ids: jax.Array, segments: jax.Array) -> jax.Array:
-    return unit(Encoder(config).apply({"params": params}, input_ids, segments).astype(jnp.float32))
+    hidden = cast(jax.Array, Encoder(config).apply({"params": params}, input_ids, segments))
+    return unit(hidden.astype(jnp.float32))
 
 
 def load_teacher(path: str | os.PathLike, tokenizer: tokenizers.Tokenizer, max_length: int) -> Teacher:
