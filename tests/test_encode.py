@@ -237,7 +237,8 @@ def test_batches_say_which_source_a_row_comes_from(tmp_path: Path) -> None:
         rows = [{"tokens": [name, str(i)], "tags": [tag, "O"]} for i in range(10)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         made.append(prepare(Source(name=name, kind="ner", path=str(tmp_path / f"{name}.jsonl")), tmp_path / "cache"))
-    family: Family = NerFamily.create({"max_length": 16}, made, LOWER)
+    settings = {"max_length": 16, "loss": "sigmoid", "concept_encoder": "frozen", "max_concepts": 8}
+    family: Family = NerFamily.create(settings, made, LOWER)
     stream = iter(mixture(family, [(s.name, Slice(s, 0, 10)) for s in made], {}, 8, 0))
     for batch in itertools.islice(stream, 5):
         # Concepts are (location, person): each row's entity is of the one type that its source annotates.
