@@ -116,12 +116,13 @@ def name_vectors(start: Pretrained, names: Sequence[str]) -> np.ndarray:
     rows = [encode_text(start.tokenizer, name, NAME_LENGTH) for name in names]
     order = np.argsort([len(r) for r in rows], kind="stable")
     out = np.zeros((len(rows), start.config.hidden_size), np.float32)
+    params = jax.tree.map(jnp.asarray, start.params)  # onto the device once
     # Few shapes: one number of rows, and lengths in steps of eight.
     chunk = min(CHUNK, len(rows))
     for places in (order[i : i + chunk] for i in range(0, len(rows), chunk)):
         chosen = [rows[i] for i in places]
         ids, mask = pad_ids(chosen + [chosen[0]] * (chunk - len(chosen)), _in_eights(max(map(len, chosen))))
-        out[places] = _pooled(start.config, start.params, ids, mask)[: len(places)]
+        out[places] = _pooled(start.config, params, ids, mask)[: len(places)]
     return out
 
 
