@@ -57,6 +57,10 @@ def get_config() -> ConfigDict:
         c.data[family].row_length = 64  # tokens
         c.data[family].max_length = 32  # tokens of a text; longer ones are cut
         c.data[family].loss_weight = 1.0  # on the family's clipped gradient
+    c.data.ner.loss = "sigmoid"  # sigmoid, softmax (with a learned "no entity"), distill (no labels, a teacher)
+    c.data.ner.concept_encoder = "frozen"  # vectors of entity types: frozen or trained start encoder, learned table
+    c.data.ner.max_concepts = 512  # in a batch; a type that finds no place is left out there
+    c.data.ner.teacher = ""  # of distill: a Hugging Face directory with the start encoder's tokenizer
     c.data.tc.rows = 32
     c.data.tc.temperature = 0.05
     c.data.mlm.mask_share = 0.15  # of the tokens

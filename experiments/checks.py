@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from jaxprefit.errors import UserError
 from jaxprefit.families.mlm import MASKINGS
 
+EXHAUSTION = ("repeat", "stop")
+
 AT_LEAST = {
     "seed": 0,
     "devices": 0,
@@ -31,6 +33,7 @@ AT_LEAST = {
     "data.ner.loss_weight": 0,
     "data.ner.alpha": 0,
     "data.ner.rows": 1,
+    "data.ner.max_concepts": 1,
     "data.tc.loss_weight": 0,
     "data.tc.alpha": 0,
     "data.tc.rows": 1,
@@ -50,6 +53,14 @@ AT_LEAST = {
     "downstream.backbone_lr": 0,
 }
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
+CHOICES = {
+    "data.ner.loss": ("sigmoid", "softmax", "distill"),
+    "data.ner.concept_encoder": ("frozen", "trained", "table"),
+    "data.ner.exhaustion": EXHAUSTION,
+    "data.tc.exhaustion": EXHAUSTION,
+    "data.mlm.exhaustion": EXHAUSTION,
+    "data.mlm.masking": MASKINGS,
+}
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 
 
@@ -67,14 +78,17 @@ def check(config: ConfigDict) -> None:
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
         )
+    for key, choices in CHOICES.items():
+        if _get(config, key) not in choices:
+            raise UserError(f"{key} is '{_get(config, key)}'; use {', '.join(choices)}")
+    if (config.data.ner.loss == "distill") != bool(config.data.ner.teacher):
+        raise UserError(
+            f"data.ner.loss is '{config.data.ner.loss}' and data.ner.teacher '{config.data.ner.teacher}'; "
+            "the loss distill needs a teacher, a Hugging Face directory, and no other loss takes one"
+        )
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
-    for family in ("ner", "tc", "mlm"):
-        if config.data[family].exhaustion not in ("repeat", "stop"):
-            raise UserError(f"data.{family}.exhaustion is '{config.data[family].exhaustion}'; use repeat or stop")
-    if config.data.mlm.masking not in MASKINGS:
-        raise UserError(f"data.mlm.masking is '{config.data.mlm.masking}'; use {' or '.join(MASKINGS)}")
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")

@@ -87,20 +87,21 @@ def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer
 def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
     """Every family that the config names, over its prepared sources."""
     out = {}
-    for name, cls in FAMILIES.items():
+    for name in FAMILIES:
         prepared = prepared_sources(config, name, cache)
         if not prepared:
             continue
         rows = [mixture.Rows(p, range(len(p))) for p in prepared]
         parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
-        family = cls.create(config.data[name].to_dict(), prepared, tokenizer)
+        settings = config.data[name]
+        family = FAMILIES[name].of(settings).create(settings.to_dict(), prepared, tokenizer)
         out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts])
     return out
 
 
 def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list[Prepared]:
     """The sources that the config names for a family."""
-    kind, c = FAMILIES[name].kind, config.data
+    kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in c[name].sources]
     seen = [p.name for p in prepared]
     if len(set(seen)) < len(seen):

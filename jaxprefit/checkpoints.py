@@ -26,7 +26,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.train import TrainState
 
 FORMAT_VERSION = 1
-PLACES = ("data.root", "data.cache", "model.path", "model.vocab_path", "devices")
+PLACES = ("data.root", "data.cache", "data.ner.teacher", "model.path", "model.vocab_path", "devices")
 """Config keys that may differ when a run is continued elsewhere."""
 _COPY_AGAIN = "take another step or copy it again, whole"
 
@@ -174,7 +174,8 @@ def _first_difference(old: Any, new: Any) -> str:
     a, b = (flatten_dict(c, sep=".") for c in (old, new))
     for key in sorted(a.keys() | b.keys()):
         if key not in PLACES and a.get(key) != b.get(key):
-            return f"{key}: {a.get(key)} -> {b.get(key)}"
+            was, now = (str(c.get(key))[:200] for c in (a, b))  # a family may list 200,000 concepts
+            return f"{key}: {was} -> {now}"
     return ""
 
 

@@ -117,6 +117,9 @@ class _Encode(NamedTuple):
         table: jax.Array = self.variables["params"]["embeddings"]["word"]["embedding"]
         return table
 
+    def with_params(self, params: Mapping, input_ids: jax.Array, mask: jax.Array) -> jax.Array:
+        return cast(jax.Array, self.setup.encoder.apply({"params": params}, input_ids, mask))
+
 
 def family_loss(
     setup: Setup, name: str, flat: Mapping[str, jax.Array], batch: Mapping, key: jax.Array | None

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +11,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from golden.formula import noise, weights
 from golden.model_files import VOCABULARY, tokenizer, write_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from jaxprefit import lora, strategies, train
-from jaxprefit.data.builders import Source, prepare
 from jaxprefit.data.mixture import collate
 from jaxprefit.data.packing import Layout
 from jaxprefit.encoder import Encoder
-from jaxprefit.errors import UserError
-from jaxprefit.families import ClassificationFamily, Family, NerFamily, useful_tokens
+from jaxprefit.families import ClassificationFamily, Family, useful_tokens
 from jaxprefit.families.classification import info_nce, unit
-from jaxprefit.families.ner import IGNORE, OUTSIDE, concept_loss, concept_name
 from jaxprefit.pretrained import Pretrained, load_pretrained
 
 TOKENIZER = tokenizer()
@@ -171,195 +165,6 @@ def test_tc_keys_tell_long_texts_apart_where_their_ids_do_not() -> None:
     assert first["keys"][0] != second["keys"][0]
 
 
-# NER: concepts
-
-
-@pytest.mark.parametrize(
-    "label, name",
-    [
-        ("PER", "person"),
-        ("MISC", "miscellaneous name"),
-        ("GPE", "country or city"),
-        ("city_of_event", "city of event"),
-        ("Simple_chemical", "simple chemical"),
-        ("OtherPER", "other person"),
-        ("MusicalGRP", "musical group"),
-        ("RATINGS_AVERAGE", "ratings average"),
-        ("Medication/Vaccine", "medication vaccine"),
-        ("Gene_or_gene_product", "gene or gene product"),
-        ("date-time", "date time"),
-        ("perfume", "perfume"),
-    ],
-)
-def test_concepts_have_readable_names(label: str, name: str) -> None:
-    assert concept_name(label) == name
-
-
-def concept_loss_by_numpy(head: dict, words: np.ndarray, labels: np.ndarray, annotated: np.ndarray) -> float:
-    concepts = head["concepts"] @ head["projection"]["kernel"]
-    concepts /= np.linalg.norm(concepts, axis=1, keepdims=True)
-    total, count = 0.0, 0
-    for row, positions in enumerate(labels):
-        for position, label in enumerate(positions):
-            if label == IGNORE:
-                continue
-            count += 1
-            for c in np.flatnonzero(annotated[row, position]):
-                logit = np.exp(head["log_scale"]) * words[row, position] @ concepts[c] + head["bias"]
-                p = 1 / (1 + np.exp(-logit))
-                total -= np.log(p if c == label else 1 - p)
-    return total / count
-
-
-def ner_case(seed: int = 0) -> tuple[dict, np.ndarray, np.ndarray, np.ndarray]:
-    """A head of 4 concepts, word vectors [3, 5, 6], labels [3, 5], and the concepts annotated there [3, 5, 4]."""
-    head = {
-        "concepts": unit_rows(seed, 4, 6),
-        "projection": {"kernel": np.random.default_rng(seed + 1).normal(size=(6, 6)).astype(np.float32)},
-        "log_scale": np.float32(1.1),
-        "bias": np.float32(-0.7),
-    }
-    labels = np.asarray(
-        [[IGNORE, 0, IGNORE, OUTSIDE, IGNORE], [IGNORE, 2, 1, OUTSIDE, OUTSIDE], [IGNORE, OUTSIDE, 3, 3, IGNORE]]
-    )
-    annotated = np.asarray([[1, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]], bool)
-    return head, unit_rows(seed + 2, 3, 5, 6), labels, np.repeat(annotated[:, None], 5, axis=1)
-
-
-def as_float64(tree: Any) -> Any:
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
-@pytest.mark.parametrize("seed", [0, 10, 20])
-def test_concept_loss_equals_numpy(seed: int) -> None:
-    head, words, labels, annotated = ner_case(seed)
-    loss, _ = concept_loss(head, jnp.asarray(words), jnp.asarray(labels), jnp.asarray(annotated))
-    wanted = concept_loss_by_numpy(as_float64(head), words.astype(np.float64), labels, annotated)
-    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-
-
-def ner_value_and_slopes(head: dict, words: np.ndarray, labels: np.ndarray, annotated: np.ndarray) -> tuple:
-    """Loss, and its gradients with respect to the head and the words."""
-    return jax.value_and_grad(lambda h, w: concept_loss(h, w, jnp.asarray(labels), jnp.asarray(annotated))[0], (0, 1))(
-        jax.tree.map(jnp.asarray, head), jnp.asarray(words)
-    )
-
-
-def test_a_type_that_a_source_does_not_annotate_contributes_nothing() -> None:
-    head, words, labels, annotated = ner_case()
-    words, labels, annotated = words[:2], labels[:2], annotated[:2]  # nobody here annotates the last concept
-    moved = {**head, "concepts": np.concatenate([head["concepts"][:3], -5 * unit_rows(99, 1, 6)])}
-    (loss, (slope, word_slope)) = ner_value_and_slopes(head, words, labels, annotated)
-    (other, (other_slope, other_word_slope)) = ner_value_and_slopes(moved, words, labels, annotated)
-    assert loss == other
-    np.testing.assert_array_equal(word_slope, other_word_slope)
-    np.testing.assert_array_equal(slope["projection"]["kernel"], other_slope["projection"]["kernel"])
-    np.testing.assert_array_equal(slope["concepts"][3], 0.0)
-    assert np.abs(slope["concepts"][:3]).min() > 0
-
-
-def test_only_first_sub_words_contribute() -> None:
-    head, words, labels, annotated = ner_case()
-    changed = np.where((labels == IGNORE)[..., None], unit_rows(50, *words.shape), words)
-    (loss, (_, slope)) = ner_value_and_slopes(head, words, labels, annotated)
-    (other, _) = ner_value_and_slopes(head, changed, labels, annotated)
-    assert loss == other
-    np.testing.assert_array_equal(np.asarray(slope)[labels == IGNORE], 0.0)
-    assert (np.abs(np.asarray(slope)[labels != IGNORE]).sum(-1) > 0).all()
-
-
-def test_a_batch_without_words_has_loss_zero() -> None:
-    head, words, labels, annotated = ner_case()
-    (loss, slopes) = ner_value_and_slopes(head, words, np.full_like(labels, IGNORE), annotated)
-    assert loss == 0.0
-    assert all((np.asarray(s) == 0).all() for s in jax.tree.leaves(slopes))
-
-
-def test_ner_accuracy_is_over_words_inside_entities() -> None:
-    head = {
-        "concepts": np.eye(3, dtype=np.float32),
-        "projection": {"kernel": np.eye(3, dtype=np.float32)},
-        "log_scale": np.float32(2.0),
-        "bias": np.float32(-1.0),
-    }
-    # Right; wrong; right but below one half; right since the better one is not annotated; outside.
-    words = np.asarray([[[1, 0, 0], [0, 1, 0], [0.1, 0, 0], [0.5, 0, 0.8], [0, 0, 1]]], np.float32)
-    labels, annotated = np.asarray([[0, 0, 0, 0, OUTSIDE]]), np.asarray([[[True, True, False]] * 5])
-    _, metrics = concept_loss(head, jnp.asarray(words), jnp.asarray(labels), jnp.asarray(annotated))
-    assert metrics["accuracy"] == 0.5
-
-
-def prepared_ner(folder: Path, name: str, rows: Sequence[dict]) -> Any:
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return prepare(Source(name=name, kind="ner", path=str(folder / f"{name}.jsonl")), folder / "cache")
-
-
-NEWS = [{"tokens": ["Hello", "isn't", "café"], "tags": ["B-PER", "I-PER", "B-LOC"]}]
-BIOLOGY = [{"tokens": ["the", "cat", "sat"], "tags": ["O", "B-Cell_line", "O"]}]
-
-
-@pytest.fixture(scope="module")
-def ner(tmp_path_factory: pytest.TempPathFactory) -> NerFamily:
-    folder = tmp_path_factory.mktemp("ner")
-    sources = [prepared_ner(folder, "news", NEWS), prepared_ner(folder, "biology", BIOLOGY)]
-    return NerFamily.create({"max_length": 10}, sources, TOKENIZER)
-
-
-def test_ner_concepts_come_from_all_sources(ner: NerFamily) -> None:
-    assert ner.concepts == ("cell line", "location", "person")
-    assert ner.describe() == {"concepts": ["cell line", "location", "person"]}
-    np.testing.assert_array_equal(ner.annotated["news"], [False, True, True])
-    np.testing.assert_array_equal(ner.annotated["biology"], [True, False, False])
-
-
-def test_a_source_without_entities_is_a_user_error(tmp_path: Path) -> None:
-    empty = prepared_ner(tmp_path, "empty", [{"tokens": ["the"], "tags": ["O"]}])
-    with pytest.raises(UserError, match="'empty' has no entity"):
-        NerFamily.create({"max_length": 10}, [empty], TOKENIZER)
-
-
-def test_ner_batch_from_records(ner: NerFamily) -> None:
-    examples = [ner.encode_record(NEWS[0], "news"), ner.encode_record(BIOLOGY[0], "biology")]
-    batch = collated(ner, examples, Layout(2, 10, 2))
-    assert [VOCABULARY[i] for i in batch["input_ids"][0]] == [
-        "[CLS]",
-        "hello",
-        "i",
-        "##s",
-        "##n",
-        "'",
-        "t",
-        "cafe",
-        "[SEP]",
-        "[PAD]",
-    ]
-    i, o, person, location, cell = IGNORE, OUTSIDE, 2, 1, 0
-    np.testing.assert_array_equal(
-        batch["labels"], [[i, person, person, i, i, i, i, location, i, i], [i, o, cell, o, i, i, i, i, i, i]]
-    )
-    np.testing.assert_array_equal(batch["segments"].sum(1), [9, 5])
-    np.testing.assert_array_equal(batch["annotated"], [[[0, 1, 1], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]])
-    assert useful_tokens(batch) == 14
-
-
-def test_ner_labels_past_the_maximum_length_are_left_out(ner: NerFamily) -> None:
-    record = {"tokens": ["isn't", "café", "cat"], "tags": ["B-LOC", "B-PER", "B-LOC"]}
-    short = NerFamily(ner.tokenizer, 8, ner.concepts, ner.annotated)
-    example = short.encode_record(record, "news")
-    assert [VOCABULARY[i] for i in example["texts"][0]] == ["[CLS]", "i", "##s", "##n", "'", "t", "cafe", "[SEP]"]
-    np.testing.assert_array_equal(example["labels"], [IGNORE, 1, *[IGNORE] * 4, 2, IGNORE])
-
-
-@settings(max_examples=60, deadline=None)
-@given(words=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=6), inside=st.integers(0, 5))
-def test_every_word_within_reach_has_a_label(ner: NerFamily, words: list[str], inside: int) -> None:
-    long = NerFamily(ner.tokenizer, 200, ner.concepts, ner.annotated)
-    tags = ["B-PER" if k == inside else "O" for k in range(len(words))]
-    example = long.encode_record({"tokens": words, "tags": tags}, "news")
-    found = example["labels"][example["labels"] != IGNORE]
-    np.testing.assert_array_equal(found, [2 if k == inside else OUTSIDE for k in range(len(words))])
-
-
 # Heads, and one step of each family, on the golden encoder.
 
 CONFIG = json.loads(Path(__file__).with_name("golden").joinpath("encoder.json").read_text())["cases"]["bert"]["config"]
@@ -369,22 +174,6 @@ CONFIG["num_hidden_layers"] = 2
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
     return load_pretrained(write_model(tmp_path_factory.mktemp("bert"), CONFIG, weights(CONFIG)))
-
-
-def test_ner_head_starts_from_centred_unit_concept_vectors(ner: NerFamily, start: Pretrained) -> None:
-    head = ner.init_head(jax.random.key(0), start)
-    rows = [TOKENIZER.encode(name).ids for name in ner.concepts]
-    ids = np.asarray([row + [0] * (15 - len(row)) for row in rows])
-    hidden = np.asarray(jax.jit(Encoder(start.config).apply)({"params": start.params}, ids, ids > 0))
-    means = np.stack([h[: len(row)].mean(0) for h, row in zip(hidden, rows)])
-    wanted = means - means.mean(0)
-    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    np.testing.assert_allclose(head["concepts"], wanted, atol=1e-4)
-    np.testing.assert_allclose(np.linalg.norm(head["concepts"], axis=1), 1.0, rtol=1e-5)
-    np.testing.assert_array_equal(head["projection"]["kernel"], np.eye(32))
-    assert float(np.exp(head["log_scale"])) == pytest.approx(20.0) and head["bias"] == -10.0
-    other = ner.init_head(jax.random.key(7), start)
-    jax.tree.map(np.testing.assert_array_equal, head, other)
 
 
 def test_tc_has_no_head(start: Pretrained) -> None:
@@ -399,38 +188,26 @@ PAIRS = [
 BLOCKS = ("backbone/embeddings", "backbone/layer_0", "backbone/layer_1", "lora")
 
 # Written down when the losses agreed with NumPy (above) and `entry` with central differences; a change of these numbers
-# is a change of what the families learn. `norms`: of the gradients in each block of BLOCKS, then of the head.
-GOLDEN = {
-    "ner": {"loss": 6.250385, "norms": [3.279734, 5.313139, 6.263227, 14.39534, 4.732942], "entry": 0.02959048},
-    "tc": {"loss": 1.162660, "norms": [1.290456, 2.141235, 1.268490, 2.960739, 0.0], "entry": -0.01148108},
-}
+# is a change of what the families learn. `norms`: of the gradients in each block of BLOCKS.
+GOLDEN = {"loss": 1.162660, "norms": [1.290456, 2.141235, 1.268490, 2.960739], "entry": -0.01148108}
 
 
 @pytest.mark.parametrize("layout", [Layout(6, 10, 2), Layout(1, 64, 8)], ids=["apart", "packed"])
-@pytest.mark.parametrize("name", ["ner", "tc"])
-def test_golden_loss_and_gradient(name: str, layout: Layout, ner: NerFamily, start: Pretrained) -> None:
+def test_golden_loss_and_gradient(layout: Layout, start: Pretrained) -> None:
     """The same whether each text has a row to itself or all stand in one."""
-    family = {"ner": ner, "tc": TC}[name]
-    table = strategies.make("task_primary", ("ner", "tc"), NerFamily.constants)
+    table = strategies.make("task_primary", ("ner", "tc"))
     adapter = lora.init_lora(lora.LoraSpec(last_layers=1, rank=2), start.config, jax.random.key(0))
     adapter = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.asarray(noise("lora", x.shape)) / 8, adapter)
-    head = {name: family.init_head(jax.random.key(0), start)}
-    flat = flatten_dict({"backbone": start.params, "lora": {name: adapter}, "head": head}, sep="/")
-    examples = (
-        [ner.encode_record(NEWS[0], "news"), ner.encode_record(BIOLOGY[0], "biology")]
-        if name == "ner"
-        else [TC.encode_record(r, "any") for r in PAIRS]
-    )
-    setup = train.Setup(Encoder(start.config), {name: family}, table, {})
-    loss, metrics, grads = jax.jit(lambda f, b: train.family_gradients(setup, name, f, b, None))(
-        flat, collated(family, examples, layout)
-    )
+    flat = flatten_dict({"backbone": start.params, "lora": {"tc": adapter}}, sep="/")
+    batch = collated(TC, [TC.encode_record(r, "any") for r in PAIRS], layout)
+    setup = train.Setup(Encoder(start.config), {"tc": TC}, table, {})
+    loss, metrics, grads = jax.jit(lambda f, b: train.family_gradients(setup, "tc", f, b, None))(flat, batch)
     norms = [
         float(np.sqrt(sum(float(jnp.vdot(g, g)) for path, g in grads.items() if path.startswith(block))))
-        for block in (*BLOCKS, "head")
+        for block in BLOCKS
     ]
     entry = grads["backbone/layer_1/value/kernel"][3, 4]
     found = {"loss": float(loss), "norms": norms, "entry": float(entry)}
-    assert "head/ner/concepts" not in grads and 0 <= metrics["accuracy"] <= 1
-    for key, wanted in GOLDEN[name].items():
+    assert 0 <= metrics["accuracy"] <= 1
+    for key, wanted in GOLDEN.items():
         np.testing.assert_allclose(found[key], wanted, rtol=2e-4, atol=1e-7, err_msg=f"{key}: {found}")

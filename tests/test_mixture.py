@@ -190,7 +190,8 @@ def test_batches_say_which_source_a_text_comes_from(tmp_path: Path) -> None:
         rows = [{"tokens": [name, str(i)], "tags": [tag, "O"]} for i in range(10)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         made.append(prepare(Source(name=name, kind="ner", path=str(tmp_path / f"{name}.jsonl")), tmp_path / "cache"))
-    family: Family = NerFamily.create({"max_length": 16}, made, LOWER)
+    settings = {"max_length": 16, "loss": "sigmoid", "concept_encoder": "frozen", "max_concepts": 8}
+    family: Family = NerFamily.create(settings, made, LOWER)
     layout = Layout.of(4, 32)
     stream = mixture(family, [(s.name, Rows(s, range(10))) for s in made], {"one": 0.5, "two": 0.5}, layout, 0)
     for d in itertools.islice(stream, 5):

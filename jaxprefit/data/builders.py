@@ -53,10 +53,12 @@ class Prepared:
       rows: their number, also ``len(prepared)``.
       types: sorted entity types ("ner") or labels ("labelled"); empty for "pairs" and "text".
       dropped: number of rows left out since their text is blank (``blank=skip``).
+      names: readable names of some of the types, as their user gives them (`data.names`); no part of the cache.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
         self.directory, self.name = directory, name
+        self.names: dict[str, str] = {}
         try:
             meta = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
             self.kind: str = meta["kind"]

@@ -2,6 +2,7 @@
 
     ner_pf/wikineural_en                         a folder under data.root with train.jsonl.xz (or another format)
     my/notes.conll?scheme=iob1&tokens=0&tags=3   a file, with its tagging scheme and column choice
+    ner_pf/bio_craft?names=names/craft.json      readable names of its entity types (`data.names`), also under data.root
     my/pairs.csv?a=question&b=answer             columns by header name
     pairs/arxiv?text=a,b                         several columns as one text; a list of tokens is joined, too
     my/tweets?blank=skip                         rows whose text is blank are dropped, not refused
@@ -26,6 +27,7 @@ import rich.console
 import rich.progress
 
 from jaxprefit.data import builders, synthetic
+from jaxprefit.data.names import read_names
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
 
@@ -45,6 +47,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
     not exist, and whatever mistake is in the data.
     """
     address, options = _parse(text, kind)
+    names = options.pop("names", None)
     if address.startswith("generated:"):
         return _generated(text, address.removeprefix("generated:"), kind, options, cache, split, limit)
     source = builders.Source(
@@ -63,12 +66,15 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
         prepared = builders.prepare(source, cache, callback)
     if prepared.dropped:
         print(f"source {address}: {prepared.dropped:,} rows without text dropped, {len(prepared):,} kept")
+    if names is not None:
+        known = () if source.limit else prepared.types  # the first rows need not hold every type
+        prepared.names = read_names(_under(root, names), address, known)
     return prepared
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
     address, _, query = text.partition("?")
-    known = [*_OPTIONS, *KINDS[kind].fields]
+    known = [*_OPTIONS, *KINDS[kind].fields, *(["names"] if kind == "ner" else [])]
     if address.startswith("generated:"):
         known = ["rows", "seed", "held_out", "split"]
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))

@@ -32,6 +32,10 @@ class Encode(Protocol):
         """The backbone's table of word vectors [V, D], for a decoder tied to it."""
         ...
 
+    def with_params(self, params: Mapping, input_ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """As a call, by other parameters of the same shapes (`Family.encoders`), without adapter and dropout."""
+        ...
+
 
 class Objective(Protocol):
     """All that a training step asks of what it trains: a pre-finetuning family, or a downstream task."""
@@ -49,9 +53,14 @@ class Family(abc.ABC):
 
     name: ClassVar[str]
     kind: ClassVar[str]  # of the records it reads, a key of data.records.KINDS
-    constants: ClassVar[tuple[str, ...]] = ()  # leaves of the head that are computed once and never trained
+    constants: tuple[str, ...] = ()  # leaves of the head that are computed once and never trained
     # Subtrees of the head that are encoders, trained at the backbone's learning rate.
     encoders: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "type[Family]":
+        """The class that `config`, the family's part of the run's config, asks for: each objective has its own."""
+        return cls
 
     @classmethod
     @abc.abstractmethod

@@ -1,140 +1,123 @@
 """Named entity recognition (NER): token vectors learn entity concepts, after NuNER (arXiv 2402.15343).
 
-A word's vector (at its first sub-word) is scored against every concept by a sigmoid over their product. Concepts are
-the readable names of the sources' entity types; their vectors are the start encoder's mean-pooled vectors of those
-names, computed once, centred over the vocabulary, and projected by a trained matrix that starts as the identity.
+A word's vector (at its first sub-word) is compared with vectors of concepts, the readable names of the sources' entity
+types (`concepts`). Where those vectors come from is `data.ner.concept_encoder` (`concept_sides`), how they are compared
+`data.ner.loss` (`ner_losses`). Concepts pass a trained matrix that starts as the identity; both are unit vectors with a
+learned scale, so that the loss starts in the same range whatever the encoder's norm. The loss `distill` knows no
+concepts and is a family of its own (`ner_distill`).
 
-Words and concepts are compared as unit vectors with a learned scale and bias (as SigLIP, arXiv 2303.15343), so that
-the loss starts in the same range whatever the encoder's norm. A word outside any entity is a negative for every type
-its source annotates; a type that the source does not annotate is neither positive nor negative there.
+"No entity" is dealt with on purpose. `sigmoid`: a word outside any entity is a negative of every type its source
+annotates. `softmax`: it has a learned concept of its own. In both, a type that the source does not annotate is neither
+positive nor negative there.
+
+A batch is about at most `data.ner.max_concepts` concepts, gathered once: those of its entities first, then a sample of
+what its sources annotate. A word whose concept found no place is left out of the loss and counted in `dropped`.
 """
 
 import dataclasses
-import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text, encode_words, pad_ids
+from jaxprefit.data.encode import encode_words
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import Encoder, mean_pool, unit
-from jaxprefit.errors import UserError
+from jaxprefit.encoder import unit
 from jaxprefit.families.base import Encode, Family
+from jaxprefit.families.concept_sides import SIDES, ConceptSide, name_vectors
+from jaxprefit.families.concepts import Vocabulary
+from jaxprefit.families.ner_distill import DistillFamily
+from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, sigmoid_loss, softmax_loss
 from jaxprefit.pretrained import Pretrained
 
-IGNORE = -1  # not a first sub-word
-OUTSIDE = -2  # a word outside any entity
-
-# What no rule can know. Keys are lower case.
-ABBREVIATIONS = {
-    "per": "person", "loc": "location", "org": "organization", "misc": "miscellaneous name", "gpe": "country or city",
-    "fac": "facility", "veh": "vehicle", "grp": "group", "prod": "product", "ggp": "gene or gene product",
-    "chebi": "chemical entity", "so": "sequence feature", "go": "biological process or cell component",
-    "cl": "cell type", "taxon": "organism species",
-}  # fmt: skip
-
-
-def concept_name(label: str) -> str:
-    """A readable name for an entity type: 'city_of_event' -> 'city of event', 'OtherPER' -> 'other person'."""
-    words = re.sub(r"[_\-/]+", " ", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)).lower().split()
-    return " ".join(ABBREVIATIONS.get(w, w) for w in words)
+LOSSES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
+NO_ENTITY = "no entity"  # the name whose vector the concept of words outside starts from
 
 
 @dataclasses.dataclass(frozen=True)
 class NerFamily(Family):
-    """Batch: input_ids, segments [R, L] int32; labels [R, L] int32 (concept index, OUTSIDE or IGNORE); annotated
-    [R, S, C] bool: the concepts that the source of a row's s-th text annotates."""
+    """Batch, for R rows of L tokens with S texts at most, and K concepts: input_ids, segments, labels [R, L] int32
+    (place among the K, OUTSIDE, IGNORE or DROPPED); annotated [R, S, K] bool: which concepts a text's source annotates;
+    and what the concept side adds. K is max_concepts, or the vocabulary's size if smaller, made a multiple of R."""
 
     name = "ner"
     kind = "ner"
-    constants = ("head/ner/concepts",)
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
-    concepts: tuple[str, ...]
-    annotated: Mapping[str, np.ndarray]  # source -> [C] bool
+    loss_name: str
+    side: ConceptSide
+    vocabulary: Vocabulary
+    max_concepts: int
+    constants: tuple[str, ...] = ()
+    encoders: tuple[str, ...] = ()
 
-    @functools.cached_property
-    def index(self) -> dict[str, int]:
-        """Concept -> its number."""
-        return {c: i for i, c in enumerate(self.concepts)}
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> type[Family]:
+        return DistillFamily if config["loss"] == "distill" else cls
 
     @classmethod
     def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
-        by_source = {s.name: {concept_name(t) for t in s.types} for s in sources}
-        for source, types in by_source.items():
-            if not types:
-                raise UserError(f"NER source '{source}' has no entity in any of its rows; leave it out")
-        concepts = tuple(sorted(set().union(*by_source.values())))
-        annotated = {s: np.asarray([c in types for c in concepts]) for s, types in by_source.items()}
-        return cls(tokenizer, config["max_length"], concepts, annotated)
+        vocabulary = Vocabulary.of(sources)
+        side = SIDES[config["concept_encoder"]](tokenizer, vocabulary.names)
+        constants, encoders = (tuple(f"head/ner/{p}" for p in part) for part in (side.constants, side.encoders))
+        settings = (config["max_length"], config["loss"], side, vocabulary, config["max_concepts"])
+        return cls(tokenizer, *settings, constants, encoders)
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
-        ids, mask = pad_ids([encode_text(self.tokenizer, c, 32) for c in self.concepts], 32)
-        hidden = jax.jit(Encoder(start.config).apply)({"params": start.params}, ids, mask)
-        vectors = mean_pool(hidden, jnp.asarray(mask))
-        if len(self.concepts) > 1:  # one centred on itself would be zero
-            vectors = vectors - vectors.mean(0)
-        return {
-            "concepts": unit(vectors),  # [C, D]
+        head = self.side.init(start) | {
             "projection": {"kernel": jnp.eye(start.config.hidden_size)},
             "log_scale": jnp.asarray(np.log(20.0), jnp.float32),
-            "bias": jnp.asarray(-10.0, jnp.float32),  # most pairs of word and concept are negatives
         }
+        if self.loss_name == "softmax":
+            return head | {"outside": jnp.asarray(name_vectors(start, [NO_ENTITY])[0])}
+        return head | {"bias": jnp.asarray(-10.0, jnp.float32)}  # most pairs of word and concept are negatives
 
     def describe(self) -> dict[str, Any]:
-        return {"concepts": list(self.concepts)}
+        return {
+            "loss": self.loss_name,
+            "concept_encoder": self.side.name,
+            "concepts": list(self.vocabulary.names),
+        }
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         ids, first = encode_words(self.tokenizer, record["tokens"], self.max_length)
         labels = np.full(len(ids), IGNORE, np.int32)
+        index = self.vocabulary.index[source]
         for tag, position in zip(record["tags"], first):  # words past max_length have no position
-            labels[position] = OUTSIDE if tag == "O" else self.index[concept_name(tag[2:])]
-        return {"texts": (ids,), "labels": labels, "annotated": self.annotated[source]}
+            labels[position] = OUTSIDE if tag == "O" else index[tag[2:]]
+        return {"texts": (ids,), "labels": labels, "source": source}
 
     def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
         layout = packing.layout
-        annotated = np.zeros((layout.rows, layout.per_row, len(self.concepts)), bool)
-        annotated[packing.row, packing.segment - 1] = [e["annotated"] for e in examples]
+        labels = np.concatenate([e["labels"] for e in examples])
+        inside = labels >= 0
+        places = -(-min(self.max_concepts, len(self.vocabulary.names)) // layout.rows) * layout.rows
+        chosen = self.vocabulary.choose(labels[inside], {e["source"] for e in examples}, places)
+        at = np.searchsorted(chosen, labels)  # chosen is sorted, and never empty
+        at = np.minimum(at, len(chosen) - 1).astype(np.int32)
+        labels = np.where(inside, np.where(chosen[at] == labels, at, DROPPED), labels)
+        annotated = np.zeros((layout.slots, places), bool)
+        rows = {s: self.vocabulary.annotates(s, chosen) for s in {e["source"] for e in examples}}
+        for slot, example in zip(packing.slot, examples):
+            annotated[slot, : len(chosen)] = rows[example["source"]]
+        ends = np.cumsum([len(e["labels"]) for e in examples])[:-1]
+        # Places beyond the chosen hold concept 0, which nothing there annotates.
         return {
-            "input_ids": packing.lay([e["texts"][0] for e in examples]),
+            "input_ids": packing.lay([e["texts"][0] for e in examples], 0),
             "segments": packing.segments(),
-            "labels": packing.lay([e["labels"] for e in examples], IGNORE),
-            "annotated": annotated,
+            "labels": packing.lay(np.split(labels, ends), IGNORE),
+            "annotated": annotated.reshape(layout.rows, layout.per_row, places),
+            **self.side.collate(np.pad(chosen, (0, places - len(chosen)))),
         }
 
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
         words = unit(encode(batch["input_ids"], batch["segments"]).astype(jnp.float32))
-        slot = jnp.maximum(batch["segments"] - 1, 0)
-        annotated = jnp.take_along_axis(batch["annotated"], slot[..., None], axis=1)  # [R, L, C]
-        return concept_loss(head, words, batch["labels"], annotated)
-
-
-def concept_loss(
-    head: Mapping, words: jax.Array, labels: jax.Array, annotated: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Binary cross-entropy of word . concept products, summed over annotated concepts, mean over words.
-
-    words [R, L, D] unit vectors; labels [R, L]; annotated [R, L, C], the concepts a word may be. The metric
-    `accuracy` is over words inside entities: the right concept scores highest among the annotated ones, and above one
-    half.
-    """
-    concepts = unit(head["concepts"] @ head["projection"]["kernel"])
-    logits = jnp.exp(head["log_scale"]) * (words @ concepts.T) + head["bias"]  # [R, L, C]
-    targets = jax.nn.one_hot(labels, concepts.shape[0])  # a negative label is no concept
-    is_word = labels != IGNORE
-    valid = is_word[..., None] & annotated
-    losses = jnp.where(valid, optax.sigmoid_binary_cross_entropy(logits, targets), 0.0)
-    loss = losses.sum() / jnp.maximum(is_word.sum(), 1)
-
-    scores = jnp.where(annotated, logits, -jnp.inf)
-    entity = labels >= 0
-    correct = entity & (scores.argmax(-1) == labels) & (scores.max(-1) > 0)
-    return loss, {"accuracy": correct.sum() / jnp.maximum(entity.sum(), 1)}
+        concepts = unit(self.side.vectors(head, encode, batch) @ head["projection"]["kernel"])
+        text = jnp.maximum(batch["segments"] - 1, 0)  # padding has no label
+        annotated = jnp.take_along_axis(batch["annotated"], text[..., None], axis=1)  # [R, L, K]
+        return LOSSES[self.loss_name](head, words, concepts, batch["labels"], annotated)
