@@ -52,9 +52,7 @@ _CONCEPTS = {
 _BLANK_ROWS = {"tweet_hate": "?blank=skip"}  # some of its texts are empty
 
 
-def _folders(
-    place: str, kind: str, licences: dict[str, str], groups: tuple[str, ...] = ()
-) -> tuple[Dataset, ...]:
+def _folders(place: str, kind: str, licences: dict[str, str], groups: tuple[str, ...] = ()) -> tuple[Dataset, ...]:
     """Entries of folders under data.root."""
     return tuple(
         Dataset(f"{place}/{name}", kind, f"{place}/{name}{_BLANK_ROWS.get(name, '')}", licence, groups,

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxprefit.data.filtering import LEVELS
 from jaxprefit.errors import UserError
 from jaxprefit.families.mlm import MASKINGS
 
@@ -66,6 +67,13 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
+        )
+    if config.data.drop_overlap not in ("", *LEVELS):
+        raise UserError(f"data.drop_overlap is '{config.data.drop_overlap}'; use {', '.join(LEVELS)}, or '' for none")
+    if config.data.drop_overlap and not (config.downstream.ner or config.downstream.tc):
+        raise UserError(
+            f"data.drop_overlap is '{config.data.drop_overlap}', but downstream.ner and downstream.tc name no test; "
+            "name some, as @suite21"
         )
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):

@@ -7,13 +7,17 @@ Class indices become their names. `format=spans` reads text with a list of 'span
 import ast
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jaxprefit.errors import UserError
 
 ADVICE = "check the name, subset, revision and split, and that the data is no Python script (newer than datasets 3)"
 SPANS = "spans"
+
+
+class BadSpans(ValueError):
+    """A row whose spans cannot be read. Such rows are dropped: their words would pass for words outside any entity."""
 
 
 def find(name: str, subset: str, revision: str) -> Any:
@@ -54,7 +58,7 @@ def named(feature: Any, value: Any) -> Any:
 def tag_spans(text: str, spans: Any) -> tuple[dict[str, list[str]], int]:
     """({"tokens", "tags"}, number of spans not found) of a text and its list of 'span <> concept'.
 
-    `spans` is the list or its Python spelling; ValueError for anything else. Words are runs of letters and digits,
+    `spans` is the list or its Python spelling; BadSpans for anything else. Words are runs of letters and digits,
     every other sign is a token of its own. Each occurrence of a span is tagged, longer spans first; case counts only
     where the span stands in the text as it is written.
     """
@@ -83,9 +87,9 @@ def _parsed(spans: Any) -> Iterator[tuple[str, str]]:
         try:
             spans = ast.literal_eval(spans)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise ValueError("the spans are not a list as Python writes it") from None
+            raise BadSpans("the spans are not a list as Python writes it") from None
     if not isinstance(spans, list) or not all(isinstance(item, str) for item in spans):
-        raise ValueError("the spans are not a list of texts")
+        raise BadSpans("the spans are not a list of texts")
     for item in spans:
         span, _, rest = item.partition("<>")
         concept = " ".join(rest.partition("<>")[0].split())  # a description may follow
@@ -95,8 +99,3 @@ def _parsed(spans: Any) -> Iterator[tuple[str, str]]:
 
 def _places(tokens: list[str], words: list[str]) -> list[int]:
     return [i for i in range(len(tokens) - len(words) + 1) if tokens[i : i + len(words)] == words]
-
-
-def pick_features(features: Mapping[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """What `datasets` says of the named columns."""
-    return {column: features[column] for column in columns}
