@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     tests = wiring.test_sets(config, cache)
     if not any(given.values()) and not any(tests.values()):
         raise UserError("nothing to look at; name sources in data.ner.sources or tests in downstream.ner, say")
-    tokenizer = wiring.start_encoder(config, cache).tokenizer
+    tokenizer = wiring.start_tokenizer(config, cache)
     console = Console(width=140)
     index = overlap.Index({t.name: all_texts(t) for ts in tests.values() for t in ts})
     held = np.zeros(len(index.texts), np.uint8)  # the level at which any source holds a text of the tests

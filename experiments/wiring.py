@@ -74,10 +74,19 @@ def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
     m = config.model
     if m.hidden % m.heads:
         raise UserError(f"model.hidden is {m.hidden}; it must be a multiple of model.heads, {m.heads}")
-    tokenizer = read_tokenizer(pathlib.Path(m.vocab_path)) if m.vocab_path else generated_tokenizer(m.vocab, cache)
+    tokenizer = start_tokenizer(config, cache)
     size = max(tokenizer.get_vocab().values()) + 1
     encoder = EncoderConfig(size, m.hidden, m.layers, m.heads, m.intermediate, m.max_positions, **arithmetic)
     return Pretrained(encoder, init_backbone(encoder, jax.random.key(config.seed)), tokenizer)
+
+
+def start_tokenizer(config: ConfigDict, cache: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of `start_encoder`."""
+    if config.model.path:
+        return load_pretrained(config.model.path).tokenizer
+    if config.model.vocab_path:
+        return read_tokenizer(pathlib.Path(config.model.vocab_path))
+    return generated_tokenizer(config.model.vocab, cache)
 
 
 def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer:

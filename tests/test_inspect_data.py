@@ -101,30 +101,34 @@ def test_nothing_to_look_at(root: Path, cache: Path, tmp_path: Path) -> None:
 def test_training_leaves_the_rows_out_and_says_so(
     root: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    changes = {"strategy": "individual_tc", "optimizer.steps": 1, "optimizer.warmup_steps": 0}
-    near = config(root, cache, {**changes, "data.drop_overlap": "near"})
-    summary = prefinetune.run(near, tmp_path / "run")
+    near = config(root, cache, {"data.drop_overlap": "near"})
+    data = wiring.family_data(near, wiring.start_tokenizer(near, cache), cache)
     inspected = inspect_data.run(near, tmp_path / "out")
-    said = summary["data"]["tc"]["sources"]["my_pairs"]
-    assert said["dropped"] == entry(inspected, "sources", "my_pairs")["overlap"]["near"] > 0
+    for family, name in (("ner", "my_ner"), ("tc", "my_pairs")):
+        assert data[family].dropped[name] == entry(inspected, "sources", name)["overlap"]["near"] > 0
+    parts = [rows for _, rows in (*data["ner"].train, *data["ner"].held_out)]
+    records = [rows[i] for rows in parts for i in range(len(rows))]
+    assert len(records) == 301 - data["ner"].dropped["my_ner"]
+    shared = {text for i in (0, 5) for text in texts_of(synthetic.ner_records(300, 1)[i])}
+    assert not shared & {text for record in records for text in texts_of(record)}
+    # What a run says at its end.
+    capsys.readouterr()
+    (stream,) = wiring.streams(data, ["tc"], near, 0).values()
+    report = {"tc": prefinetune.data_report(near, data["tc"], stream.get_state())}
+    stream.close()
+    assert report["tc"]["sources"]["my_pairs"]["dropped"] == data["tc"].dropped["my_pairs"]
+    prefinetune.print_data(report)
     assert "left out" in capsys.readouterr().out
-    tests = {t for r in synthetic.ner_records(300, 1)[0:6:5] for t in texts_of(r)}
-    data = wiring.family_data(near, wiring.start_encoder(near, cache).tokenizer, cache)
-    ner = data["ner"]
-    rows = [rows[i] for part in (ner.train, ner.held_out) for _, rows in part for i in range(len(rows))]
-    assert len(rows) == 301 - ner.dropped["my_ner"] and not tests & {t for r in rows for t in texts_of(r)}
     # The tests decide what is trained on, so a continuation has to name the same.
     assert wiring.saved_config(near)["downstream"] == {"ner": ["task_ner"], "tc": ["task_tc"]}
     assert "downstream" not in wiring.saved_config(config(root, cache))
-    with pytest.raises(UserError):
-        prefinetune.run(config(root, cache, changes), tmp_path / "run")
 
 
 def test_exact_leaves_out_less_than_near(root: Path, cache: Path) -> None:
     dropped = {}
     for level in ("", "exact", "near"):
         c = config(root, cache, {"data.drop_overlap": level})
-        data = wiring.family_data(c, wiring.start_encoder(c, cache).tokenizer, cache)
+        data = wiring.family_data(c, wiring.start_tokenizer(c, cache), cache)
         dropped[level] = data["tc"].dropped["my_pairs"]
     assert 0 == dropped[""] < dropped["exact"] < dropped["near"]
 
