@@ -8,8 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.datasets import DATASETS
 from jaxprefit.data.filtering import LEVELS
+from jaxprefit.data.registry import resolve
+from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
+from jaxprefit.families import FAMILIES
 from jaxprefit.families.mlm import MASKINGS
 
 AT_LEAST = {
@@ -80,6 +84,10 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
     if config.data.mlm.masking not in MASKINGS:
         raise UserError(f"data.mlm.masking is '{config.data.mlm.masking}'; use {' or '.join(MASKINGS)}")
+    for name, family in FAMILIES.items():  # a name that the registry lacks is told here
+        resolve(_get(config, f"data.{name}.sources"), family.kind, DATASETS)
+    for name, task in TASKS.items():
+        resolve(_get(config, f"downstream.{name}"), task.kind, DATASETS)
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
