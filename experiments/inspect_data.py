@@ -18,15 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from configs.datasets import DATASETS
 from experiments import wiring
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
-from jaxprefit.data import overlap, sources
+from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.filtering import all_texts, records
-from jaxprefit.data.registry import resolve
 from jaxprefit.data.statistics import Statistics
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
@@ -43,7 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Looks at everything that the config names, and returns what inspection.json holds."""
     check(config)
     cache = wiring.cache_folder(config, workdir)
-    given = source_sets(config, cache)
+    given = {name: wiring.prepared_sources(config, name, cache) for name in FAMILIES}
     tests = wiring.test_sets(config, cache)
     if not any(given.values()) and not any(tests.values()):
         raise UserError("nothing to look at; name sources in data.ner.sources or tests in downstream.ner, say")
@@ -80,18 +78,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     write_text(workdir / "inspection.md", text)
     print_overlap(console, content)
     return content
-
-
-def source_sets(config: ConfigDict, cache: pathlib.Path) -> dict[str, list[Prepared]]:
-    """The sources that the config names, by family."""
-    root, limit = config.data.root, config.data.limit
-    return {
-        name: [
-            sources.prepare(s, cls.kind, root, str(cache), limit=limit)
-            for s in resolve(config.data[name].sources, cls.kind, DATASETS)
-        ]
-        for name, cls in FAMILIES.items()
-    }
 
 
 def overlaps(found: overlap.Overlap, index: overlap.Index) -> list[dict[str, Any]]:
