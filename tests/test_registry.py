@@ -6,7 +6,7 @@ from configs import datasets, default
 from configs.datasets import DATASETS
 from jaxprefit.data import sources
 from jaxprefit.data.records import KINDS, SCHEMES
-from jaxprefit.data.registry import Dataset, resolve
+from jaxprefit.data.registry import Dataset, concepts, resolve
 from jaxprefit.errors import UserError
 
 ENTRIES = (
@@ -79,3 +79,9 @@ def test_a_name_that_is_none(text: str, kind: str, pieces: tuple[str, ...]) -> N
         resolve([text], kind, ENTRIES)
     assert "\n" not in str(error.value)
     assert [piece for piece in pieces if piece not in str(error.value)] == []
+
+
+def test_concept_names_of_a_source() -> None:
+    assert concepts("tfds:news", ["PER", "LOC"], ENTRIES) == {"PER": "person"}
+    assert concepts("elsewhere", ["PER"], ENTRIES) == concepts("tfds:news", ["LOC"], ENTRIES) == {}
+    assert set(concepts("ner_pf/bio_craft", ["GGP", "SO", "new"], DATASETS)) == {"GGP", "SO"}

@@ -58,6 +58,13 @@ def resolve(texts: Iterable[str], kind: str, datasets: Sequence[Dataset]) -> tup
     return tuple(out)
 
 
+def concepts(address: str, types: Iterable[str], datasets: Sequence[Dataset]) -> dict[str, str]:
+    """Entity type -> readable name, for those of `types` that the registry names in the source at `address` (a
+    `Prepared.name`)."""
+    known = next((d.concepts for d in datasets if d.source.partition("?")[0] == address), {})
+    return {t: known[t] for t in types if t in known}
+
+
 def _with_options(dataset: Dataset, kind: str, options: str) -> str:
     address, _, own = dataset.source.partition("?")
     merged = dict(urllib.parse.parse_qsl(own, keep_blank_values=True))
