@@ -47,9 +47,11 @@ def get_config() -> ConfigDict:
     c.data.cache = ""  # where ArrayRecord caches are built; empty: 'cache' beside the workdir
     c.data.held_out = 128  # last rows of each source (at most a tenth) kept for held-out losses
     c.data.limit = 0  # first rows of each source only; 0: all
+    # Rows whose text stands in a test of downstream.ner or downstream.tc are left out: '', 'exact' or 'near'.
+    c.data.drop_overlap = ""
     for family in ("ner", "tc", "mlm"):
         c.data[family] = ConfigDict()
-        c.data[family].sources = ()  # see jaxprefit/data/sources.py
+        c.data[family].sources = ()  # see jaxprefit/data/sources.py; @NAME of configs/datasets.py
         c.data[family].weights = ""  # shares by source name, as 'name=2,other=1'; empty: by size ** alpha
         c.data[family].alpha = 1.0
         c.data[family].exhaustion = "repeat"  # of a source that is used up; or 'stop': no row is seen twice

@@ -8,7 +8,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from configs.datasets import DATASETS
+from jaxprefit.data.filtering import LEVELS
+from jaxprefit.data.registry import resolve
+from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
+from jaxprefit.families import FAMILIES
 from jaxprefit.families.mlm import MASKINGS
 
 EXHAUSTION = ("repeat", "stop")
@@ -86,9 +91,21 @@ def check(config: ConfigDict) -> None:
             f"data.ner.loss is '{config.data.ner.loss}' and data.ner.teacher '{config.data.ner.teacher}'; "
             "the loss distill needs a teacher, a Hugging Face directory, and no other loss takes one"
         )
+    if config.data.drop_overlap not in ("", *LEVELS):
+        raise UserError(f"data.drop_overlap is '{config.data.drop_overlap}'; use {', '.join(LEVELS)}, or '' for none")
+    if config.data.drop_overlap and not (config.downstream.ner or config.downstream.tc):
+        raise UserError(
+            f"data.drop_overlap is '{config.data.drop_overlap}', but downstream.ner and downstream.tc name no test; "
+            "name some, as @suite21"
+        )
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+    for name, family in FAMILIES.items():  # a name that the registry lacks is told here
+        settings = config.data[name]
+        resolve(settings.sources, family.of(settings).kind, DATASETS)
+    for name, task in TASKS.items():
+        resolve(_get(config, f"downstream.{name}"), task.kind, DATASETS)
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")

@@ -24,10 +24,12 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import jaxprefit
+from configs.datasets import DATASETS
 from experiments import wiring
 from experiments.checks import check
 from jaxprefit import cli
 from jaxprefit.data import sources
+from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.finetune import FinetuneConfig, TaskData, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
@@ -118,7 +120,7 @@ def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
             f"downstream.max_length is {longest}; this encoder takes 4 to {model.config.max_positions} tokens"
         )
     for family, cls in TASKS.items():
-        for name in config.downstream[family]:
+        for name in resolve(config.downstream[family], cls.kind, DATASETS):
             train, test = (sources.prepare(name, cls.kind, config.data.root, cache, split=s) for s in ("train", "test"))
             check_labels(name, train, test)
             task = cls.create({"max_length": longest}, [train], model.tokenizer)

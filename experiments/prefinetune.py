@@ -145,6 +145,7 @@ def data_report(config: ConfigDict, data: wiring.FamilyData, position: dict[str,
         "sources": {
             name: {
                 "rows": len(rows),
+                "dropped": data.dropped[name],
                 "requested": requested[name],
                 "observed": examples[name] / max(sum(examples.values()), 1),
                 "examples": examples[name],
@@ -158,10 +159,10 @@ def print_data(report: dict[str, Any]) -> None:
     """Requested and observed shares of every source."""
     for family, r in report.items():
         title = f"{family}: {r['useful_tokens']:,} tokens, {100 * r['useful_share']:.1f} % of the batches' places"
-        table = Table("source", "rows", "examples", "requested", "observed", title=title)
+        table = Table("source", "rows", "left out", "examples", "requested", "observed", title=title)
         for name, s in r["sources"].items():
             shares = (f"{100 * s[k]:.2f} %" for k in ("requested", "observed"))
-            table.add_row(name, f"{s['rows']:,}", f"{s['examples']:,}", *shares)
+            table.add_row(name, f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares)
         Console(width=100).print(table)
 
 

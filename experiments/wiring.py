@@ -4,20 +4,26 @@ import dataclasses
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import tokenizers
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from configs.datasets import DATASETS
 from experiments.checks import check
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.filtering import OverlapFilter
 from jaxprefit.data.packing import Layout
+from jaxprefit.data.registry import resolve
 from jaxprefit.data.vocabulary import train_wordpiece
+from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
@@ -36,6 +42,7 @@ class FamilyData:
     family: Family
     train: Parts
     held_out: Parts
+    dropped: dict[str, int]  # source -> number of its rows left out since they stand in a test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +74,19 @@ def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
     m = config.model
     if m.hidden % m.heads:
         raise UserError(f"model.hidden is {m.hidden}; it must be a multiple of model.heads, {m.heads}")
-    tokenizer = read_tokenizer(pathlib.Path(m.vocab_path)) if m.vocab_path else generated_tokenizer(m.vocab, cache)
+    tokenizer = start_tokenizer(config, cache)
     size = max(tokenizer.get_vocab().values()) + 1
     encoder = EncoderConfig(size, m.hidden, m.layers, m.heads, m.intermediate, m.max_positions, **arithmetic)
     return Pretrained(encoder, init_backbone(encoder, jax.random.key(config.seed)), tokenizer)
+
+
+def start_tokenizer(config: ConfigDict, cache: pathlib.Path) -> tokenizers.Tokenizer:
+    """The tokenizer of `start_encoder`."""
+    if config.model.path:
+        return load_pretrained(config.model.path).tokenizer
+    if config.model.vocab_path:
+        return read_tokenizer(pathlib.Path(config.model.vocab_path))
+    return generated_tokenizer(config.model.vocab, cache)
 
 
 def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer:
@@ -86,27 +102,42 @@ def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer
 
 def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
     """Every family that the config names, over its prepared sources."""
-    out = {}
+    level, out = config.data.get("drop_overlap", ""), {}
+    kept = OverlapFilter([t for ts in test_sets(config, cache).values() for t in ts], level, cache) if level else None
     for name in FAMILIES:
         prepared = prepared_sources(config, name, cache)
         if not prepared:
             continue
-        rows = [mixture.Rows(p, range(len(p))) for p in prepared]
+        rows = [mixture.Rows(p, kept.kept(p) if kept else range(len(p))) for p in prepared]
+        dropped = {r.data.name: len(r.data) - len(r) for r in rows}
         parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
         settings = config.data[name]
         family = FAMILIES[name].of(settings).create(settings.to_dict(), prepared, tokenizer)
-        out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts])
+        out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts], dropped)
     return out
 
 
 def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list[Prepared]:
     """The sources that the config names for a family."""
     kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
-    prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in c[name].sources]
+    named = resolve(c[name].sources, kind, DATASETS)
+    prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
     seen = [p.name for p in prepared]
     if len(set(seen)) < len(seen):
         raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
     return prepared
+
+
+def test_sets(config: ConfigDict, cache: pathlib.Path) -> dict[str, list[Prepared]]:
+    """The test rows of the downstream tasks, by family."""
+    root = config.data.root
+    return {
+        name: [
+            sources.prepare(s, cls.kind, root, str(cache), split="test")
+            for s in resolve(config.downstream[name], cls.kind, DATASETS)
+        ]
+        for name, cls in TASKS.items()
+    }
 
 
 def named_families(config: ConfigDict) -> tuple[str, ...]:
@@ -238,14 +269,22 @@ def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
 
 def saved_config(config: ConfigDict) -> dict[str, Any]:
     """The part of a config that a continued run must share with its beginning, as JSON."""
-    return {
-        k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in ("run", "conflict", "downstream")
-    }
+    content = json.loads(config.to_json_best_effort())
+    saved = {k: v for k, v in content.items() if k not in ("run", "conflict", "downstream")}
+    if config.data.drop_overlap:  # then the tests decide which rows are trained on
+        saved["downstream"] = {name: content["downstream"][name] for name in TASKS}
+    return saved
 
 
 def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
-    """Trained family -> source -> the cache folder's name, which holds a hash of the source's content and settings."""
-    return {f: {name: part.data.directory.name for name, part in run.data[f].train} for f in run.setup.families}
+    """Trained family -> source -> the cache folder's name, which holds a hash of the source's content and settings,
+    and a checksum of the rows where some are left out."""
+
+    def fingerprint(rows: mixture.Rows) -> str:
+        some = "" if isinstance(rows.numbers, range) else f"-{zlib.crc32(np.asarray(rows.numbers).tobytes()):08x}"
+        return rows.data.directory.name + some
+
+    return {f: {name: fingerprint(rows) for name, rows in run.data[f].train} for f in run.setup.families}
 
 
 def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.Array]], Scores]:

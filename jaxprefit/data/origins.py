@@ -1,4 +1,4 @@
-"""Where a source's rows come from: a file, a folder of splits, or a TFDS dataset, by path or by name."""
+"""Where a source's rows come from: a file, a folder of splits, a TFDS dataset or one of the Hugging Face hub."""
 
 import dataclasses
 import functools
@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from jaxprefit.data import hub
 from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
 from jaxprefit.data.records import BlankText, Kind, Record, make_record, pick, source_columns
 from jaxprefit.errors import UserError
@@ -36,7 +37,8 @@ class Source:
       path: a file; or a folder that holds ``{split}.jsonl`` (or another format, or compressed);
         or a folder that TFDS prepared as ArrayRecord. Beside ``tfds``: the TFDS ``data_dir``.
       tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
-      split: of a folder or TFDS; for TFDS also a slice such as "train[:10%]".
+      hub: a dataset of the Hugging Face hub, or a folder laid out like one; with its subset and revision.
+      split: of a folder, TFDS or the hub; for these two also a slice such as "train[:10%]".
       format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
       limit: only the first so many rows; 0 for all.
       blank: what to do with a row whose text is blank: "refuse" the source, or "skip" the row.
@@ -52,6 +54,9 @@ class Source:
     scheme: str = "iob2"
     limit: int = 0
     blank: str = "refuse"
+    hub: str = ""
+    subset: str = ""
+    revision: str = ""
 
 
 def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
@@ -65,6 +70,10 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
             builder = tfds.builder(source.tfds, data_dir=source.path or None, file_format="array_record")
         rows = functools.partial(_tfds_rows, source, kind, builder, quiet)
         return builder.info.full_name, "tfds", rows
+    if source.hub:
+        with as_user_error(f"hub {source.hub}", hub.ADVICE):
+            found = hub.find(source.hub, source.subset, source.revision)
+        return str(found.hash), source.format or "hub", _hub_rows(source, kind, found, quiet)
     if not source.path:
         raise UserError(f"source {source.name!r}: has neither path nor tfds; give one of them")
     path = Path(source.path)
@@ -150,6 +159,46 @@ def _tfds_rows(source: Source, kind: Kind, builder: Any, quiet: bool, dropped: l
             return
 
 
+def _hub_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Rows:
+    """What yields the records of a hub dataset, which `datasets` downloads if need be."""
+    where, spans = f"hub {source.hub}", source.format == hub.SPANS
+    if source.format not in ("", hub.SPANS) or (spans and kind.name != "ner"):
+        raise UserError(
+            f"{where}: unknown format {source.format!r} for {kind.name}; leave it out, or {hub.SPANS} for ner"
+        )
+    columns = source_columns(kind, {field: field for field in kind.fields} | dict(source.columns))
+    told: list[int] = []
+
+    def read_hub(dropped: list[int]) -> Iterator[Record]:
+        with as_user_error(where, hub.ADVICE):
+            data = hub.rows(builder, source.split, quiet)
+            features = pick(data.features, columns)
+        kept = missed = 0
+        for i, row in enumerate(data, start=1):
+            try:
+                values = {f: hub.named(features[f], value) for f, value in pick(row, columns).items()}
+                if spans:
+                    values, lost = hub.tag_spans(values["tokens"], values["tags"])
+                    missed += lost
+                record = make_record(kind, values, source.scheme)
+            except ValueError as error:
+                if (source.blank == "skip" and isinstance(error, BlankText)) or isinstance(error, hub.BadSpans):
+                    dropped.append(i)
+                    continue
+                raise UserError(f"{where}:{i}: {error}") from None
+            yield record
+            kept += 1
+            if kept == source.limit:
+                break
+        if not kept:
+            raise UserError(f"{where}: split {source.split!r} holds no records; choose another")
+        if missed and not told:  # the rows are read twice
+            print(f"source {source.name}: {missed:,} entities whose text does not stand in theirs are left out")
+            told.append(missed)
+
+    return read_hub
+
+
 def _from_feature(feature: Any, value: Any) -> Any:
     """A TFDS value as text or a list of text; class indices become their names."""
     if isinstance(feature, tfds.features.Sequence):
@@ -183,9 +232,11 @@ def _digest(paths: Iterable[str | Path]) -> str:
 
 @contextmanager
 def as_user_error(where: object, advice: str = TFDS_ADVICE) -> Iterator[None]:
-    """For calls into TFDS, which raises a dozen kinds of error, most of many lines."""
+    """For calls into TFDS and datasets, which raise a dozen kinds of error, most of many lines."""
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         line = (str(error).strip().splitlines() or ["no message"])[0][:300]
         raise UserError(f"{where}: {type(error).__name__}: {line}; {advice}") from None

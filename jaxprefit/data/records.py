@@ -28,7 +28,7 @@ Columns = Mapping[str, str | int]  # field of a record -> name or index of its c
 _IOB = {"B": "B", "I": "I"}
 _IOBES = {"B": "B", "I": "I", "E": "E", "S": "S"}
 _BILOU = {"B": "B", "I": "I", "L": "E", "U": "S"}
-SCHEMES = {"iob1": _IOB, "iob2": _IOB, "iobes": _IOBES, "bioes": _IOBES, "bilou": _BILOU}
+SCHEMES = {"io": {}, "iob1": _IOB, "iob2": _IOB, "iobes": _IOBES, "bioes": _IOBES, "bilou": _BILOU}
 
 
 def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
@@ -41,6 +41,8 @@ def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
     letters = SCHEMES.get(scheme)
     if letters is None:
         raise ValueError(f"unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
+    if scheme == "io":  # the types alone, as in Few-NERD: neighbours of one type are one entity
+        tags, scheme, letters = [tag if tag == "O" else f"I-{tag}" for tag in tags], "iob1", _IOB
     must_close = "E" in letters.values()
     out: list[str] = []
     inside = ""  # the type of the entity that the next tag may continue

@@ -8,6 +8,9 @@
     my/tweets?blank=skip                         rows whose text is blank are dropped, not refused
     my/prepared_tfds_folder                      a directory that TFDS prepared
     tfds:conll2003?tags=ner                      a TFDS name (downloaded by TFDS)
+    hub:numind/NuNER?split=entity&format=spans&tokens=input&tags=output
+                                                 a dataset of the Hugging Face hub, or a folder laid out like one; also
+                                                 subset=NAME and revision=NAME; spans: text and 'span <> concept' lists
     generated:ner?rows=4000&seed=1               generated text (`data.synthetic`), no download
 
 Options, and FIELD=COLUMN for the record's fields.
@@ -54,12 +57,15 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
         name=address,
         kind=kind,
         tfds=address.removeprefix("tfds:") if address.startswith("tfds:") else "",
-        path="" if address.startswith("tfds:") else _under(root, address),
+        hub=_under_if_there(root, address.removeprefix("hub:")) if address.startswith("hub:") else "",
+        path="" if address.startswith(("tfds:", "hub:")) else _under(root, address),
         split=options.pop("split", split) or "train",
         limit=_integer(text, options, "limit", limit),
         format=options.pop("format", ""),
         scheme=options.pop("scheme", "iob2"),
         blank=options.pop("blank", "refuse"),
+        subset=options.pop("subset", ""),
+        revision=options.pop("revision", ""),
         columns=tuple(sorted(options.items())),
     )
     with _Progress(address) as callback:
@@ -75,6 +81,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
     address, _, query = text.partition("?")
     known = [*_OPTIONS, *KINDS[kind].fields, *(["names"] if kind == "ner" else [])]
+    known += ["subset", "revision"] if address.startswith("hub:") else []
     if address.startswith("generated:"):
         known = ["rows", "seed", "held_out", "split"]
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
@@ -90,6 +97,12 @@ def _under(root: str, address: str) -> str:
     """`address` under the data root where it is there, else as it stands."""
     inside = pathlib.Path(root, address)
     return str(inside) if root and (inside.exists() or not pathlib.Path(address).exists()) else address
+
+
+def _under_if_there(root: str, address: str) -> str:
+    """`address` under the data root where that is a folder, else as it stands: a name on the hub is no path."""
+    inside = pathlib.Path(root, address)
+    return str(inside) if root and inside.is_dir() else address
 
 
 def _integer(text: str, options: dict[str, str], key: str, default: int) -> int:
