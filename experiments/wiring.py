@@ -21,7 +21,7 @@ from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.filtering import OverlapFilter
 from jaxprefit.data.packing import Layout
-from jaxprefit.data.registry import resolve
+from jaxprefit.data.registry import concepts, resolve
 from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
@@ -122,6 +122,8 @@ def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list
     kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     named = resolve(c[name].sources, kind, DATASETS)
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
+    for p in prepared:  # names that the source string gives go before those of the registry
+        p.names = {**concepts(p.name, p.types, DATASETS), **p.names}
     seen = [p.name for p in prepared]
     if len(set(seen)) < len(seen):
         raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
