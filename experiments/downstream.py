@@ -53,10 +53,7 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     """As `run`, for a model in memory."""
     check(config)
     c = config.downstream
-    cfg = FinetuneConfig(
-        c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr, c.limit, c.cache_mb
-    )
-    cfg.validate()
+    cfg = recipe(config)
     # The same arithmetic and dropout for every start, whatever a Hugging Face config.json says.
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, **arithmetic))
@@ -71,13 +68,13 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
         )
     tasks = load_tasks(config, workdir, model)
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
-    recipe = {k: v for k, v in c.to_dict().items() if k not in NOT_RECIPE}
-    settings = json.loads(json.dumps({"start": start, "downstream": recipe | arithmetic, "lora": given}))
+    settled = {k: v for k, v in c.to_dict().items() if k not in NOT_RECIPE}
+    settings = json.loads(json.dumps({"start": start, "downstream": settled | arithmetic, "lora": given}))
     weights = fingerprint(model.params)
     files = {}
     for data in tasks:
         # A finished cell is used again only for the same weights, recipe and rows.
-        identity = [recipe | arithmetic, given, weights, data.train.directory.name, data.test.directory.name]
+        identity = [settled | arithmetic, given, weights, data.train.directory.name, data.test.directory.name]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         for seed in c.seeds:
             files[data.name, seed] = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
@@ -92,6 +89,16 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     write_json(workdir / "scores.json", content)
     print_table(content)
     return content
+
+
+def recipe(config: ConfigDict) -> FinetuneConfig:
+    """The config's recipe. Raises UserError for a mode that does not exist."""
+    c = config.downstream
+    cfg = FinetuneConfig(
+        c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr, c.limit, c.cache_mb
+    )
+    cfg.validate()
+    return cfg
 
 
 def run_cells(
