@@ -79,8 +79,11 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
         for seed in c.seeds:
             files[data.name, seed] = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
     failed = run_cells(model, tasks, list(c.seeds), spec, cfg, files)
-    found = [[cells.read(file) for seed in c.seeds if (file := files[d.name, seed]).exists()] for d in tasks]
-    results = [summary(data, done) for data, done in zip(tasks, found) if done]
+    results = []
+    for data in tasks:
+        if done := [file for seed in c.seeds if (file := files[data.name, seed]).exists()]:
+            results.append(summary(data, [cells.read(file) for file in done]))
+            results[-1]["cells"] = [str(file.relative_to(workdir)) for file in done]
     content = {
         "schema": "jaxprefit.scores", "version": SCORES_VERSION, **settings, "tasks": results, "failed": failed,
         "average": {f: average(f, tasks, results, failed) for f in MAIN_SCORE},

@@ -8,6 +8,9 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
+from jaxprefit.downstream import significance
 from jaxprefit.downstream.evaluate import score
 from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
 from jaxprefit.errors import UserError
@@ -45,6 +48,15 @@ def scores(data: TaskData, predictions: Predictions) -> dict[str, float]:
     """Scores of predictions on a task's test rows; those of a saved cell are its own scores again."""
     rows = [data.test[i] for i in range(len(data.test))]
     return score(data.task.kind, data.task.labels, rows, predictions)
+
+
+def counts(data: TaskData, predictions: Predictions) -> np.ndarray:
+    """What `significance.paired_bootstrap` takes: [N, 3] per sentence of a NER task, [N, 2] per text of a TC task."""
+    labels, rows = data.task.labels, [data.test[i] for i in range(len(data.test))]
+    if data.task.kind == "ner":
+        tags = [[labels[c] for c in classes] for classes in predictions]
+        return significance.span_counts([r["tags"] for r in rows], tags)
+    return significance.label_counts([r["label"] for r in rows], [labels[c] for (c,) in predictions])
 
 
 def write(file: pathlib.Path, cell: Cell) -> None:
