@@ -83,6 +83,8 @@ def get_config() -> ConfigDict:
     c.downstream.ner = ()  # tasks: folders with train, test and perhaps dev
     c.downstream.tc = ()
     c.downstream.fraction = 1.0  # of the training labels
+    c.downstream.limit = 0  # training rows at most, after the fraction; 0: all
+    c.downstream.cache_mb = 1024  # of a frozen backbone's activations kept; a larger task computes them anew
     c.downstream.steps = 300
     c.downstream.batch_size = 32
     c.downstream.max_length = 64

@@ -53,6 +53,8 @@ AT_LEAST = {
     "conflict.seed": 0,
     "downstream.steps": 1,
     "downstream.batch_size": 1,
+    "downstream.limit": 0,
+    "downstream.cache_mb": 0,
     "downstream.lora_lr": 0,
     "downstream.head_lr": 0,
     "downstream.backbone_lr": 0,

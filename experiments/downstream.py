@@ -5,54 +5,57 @@ python -m experiments.downstream --config=configs/minilm.py --checkpoint=runs/ta
 
 Per task a linear head with a LoRA on the frozen backbone (downstream.mode=adapter; it starts from the family's LoRA),
 a linear head alone (probe), or full fine-tuning (full). --checkpoint is a run's workdir, one of its steps, or a
-Hugging Face directory. Writes WORKDIR/scores.json, and one file per finished task and seed under WORKDIR/cells; the
-same command continues where it was stopped.
+Hugging Face directory. Writes WORKDIR/scores.json, and under WORKDIR/cells one file per finished task and seed with its
+scores and predictions; the same command continues where it was stopped. A cell that fails does not stop the rest.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import jaxprefit
 from configs.datasets import DATASETS
 from experiments import wiring
 from experiments.checks import check
-from jaxprefit import cli
+from jaxprefit import cli, lora
 from jaxprefit.data import sources
 from jaxprefit.data.registry import resolve
+from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import FinetuneConfig, TaskData, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
+from jaxprefit.progress import GridProgress
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
+NOT_RECIPE = ("ner", "tc", "seeds", "cache_mb")  # what does not change a cell's result
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
     """Scores every task of the config, and returns what scores.json holds."""
     if not checkpoint:
         raise UserError("--checkpoint is missing; give a run's workdir or a Hugging Face directory")
-    model = jaxprefit.load(checkpoint)
-    return score_model(config, workdir, model, checkpoint)
+    content = score_model(config, workdir, jaxprefit.load(checkpoint), checkpoint)
+    if content["failed"]:
+        raise UserError(f"{len(content['failed'])} cells failed, as shown above; the others are in {workdir}")
+    return content
 
 
 def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model, checkpoint: str) -> dict[str, Any]:
     """As `run`, for a model in memory."""
     check(config)
     c = config.downstream
-    cfg = FinetuneConfig(c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr)
-    cfg.validate()
+    cfg = recipe(config)
     # The same arithmetic and dropout for every start, whatever a Hugging Face config.json says.
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, **arithmetic))
@@ -67,40 +70,94 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
         )
     tasks = load_tasks(config, workdir, model)
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
-    recipe = {k: v for k, v in c.to_dict().items() if k not in ("ner", "tc", "seeds")}
-    settings = json.loads(json.dumps({"start": start, "downstream": recipe | arithmetic, "lora": given}))
+    settled = {k: v for k, v in c.to_dict().items() if k not in NOT_RECIPE}
+    settings = json.loads(json.dumps({"start": start, "downstream": settled | arithmetic, "lora": given}))
     weights = fingerprint(model.params)
-    results: list[dict[str, Any]] = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        for data in tasks:
-            cells = []
-            # A finished cell is used again only for the same checkpoint, recipe and rows.
-            identity = [settings, weights, data.train.directory.name, data.test.directory.name]
-            digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
-            for seed in c.seeds:
-                file = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
-                if not file.exists():
-                    row = bar.add_task(f"{data.name} seed {seed}", total=cfg.steps)
-                    scores = finetune(model, data, spec, cfg, seed, functools.partial(_advance, bar, row))
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(file, {"seed": seed, **scores})
-                cells.append(json.loads(file.read_text()))
-            mean = {k: sum(cell[k] for cell in cells) / len(cells) for k in cells[0] if k != "seed"}
-            results.append(
-                {
-                    "task": data.name, "family": data.family, "train_rows": len(data.train),
-                    "test_rows": len(data.test), "classes": len(data.task.labels), "mean": mean, "seeds": cells,
-                }
-            )  # fmt: skip
-    averages = {f: _mean([r["mean"][MAIN_SCORE[f]] for r in results if r["family"] == f]) for f in MAIN_SCORE}
+    files = {}
+    for data in tasks:
+        # A finished cell is used again only for the same weights, recipe and rows.
+        identity = [settled | arithmetic, given, weights, data.train.directory.name, data.test.directory.name]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        for seed in c.seeds:
+            files[data.name, seed] = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
+    failed = run_cells(model, tasks, list(c.seeds), spec, cfg, files)
+    results = []
+    for data in tasks:
+        if done := [file for seed in c.seeds if (file := files[data.name, seed]).exists()]:
+            results.append(summary(data, [cells.read(file) for file in done]))
+            results[-1]["cells"] = [str(file.relative_to(workdir)) for file in done]
     content = {
-        "schema": "jaxprefit.scores", "version": SCORES_VERSION, **settings, "tasks": results, "average": averages
+        "schema": "jaxprefit.scores", "version": SCORES_VERSION, **settings, "tasks": results, "failed": failed,
+        "average": {f: average(f, tasks, results, failed) for f in MAIN_SCORE},
     }  # fmt: skip
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "scores.json", content)
     print_table(content)
     return content
+
+
+def recipe(config: ConfigDict) -> FinetuneConfig:
+    """The config's recipe. Raises UserError for a mode that does not exist."""
+    c = config.downstream
+    cfg = FinetuneConfig(
+        c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr, c.limit, c.cache_mb
+    )
+    cfg.validate()
+    return cfg
+
+
+def run_cells(
+    model: jaxprefit.Model,
+    tasks: list[TaskData],
+    seeds: list[int],
+    spec: lora.LoraSpec,
+    cfg: FinetuneConfig,
+    files: dict[tuple[str, int], pathlib.Path],
+) -> list[dict[str, Any]]:
+    """Runs the cells that have no file yet, and returns those that failed, with the reason."""
+    failed = []
+    with GridProgress(len(files), sum(file.exists() for file in files.values())) as progress:
+        for data in tasks:
+            missing = [seed for seed in seeds if not files[data.name, seed].exists()]
+            if not missing:
+                continue
+            progress.begin(data.name, cfg.steps, len(missing))
+            try:
+                found = finetune(model, data, spec, cfg, missing, progress.step)
+                made = {seed: cells.make(data, seed, found) for seed in missing}
+            except UserError as error:
+                made = dict.fromkeys(missing, error)
+            for seed, cell in made.items():
+                if isinstance(cell, UserError):
+                    failed.append({"task": data.name, "seed": seed, "reason": str(cell)})
+                    print(f"{data.name} seed {seed} failed: {cell}", file=sys.stderr)
+                else:
+                    cells.write(files[data.name, seed], cell)
+            progress.end()
+    return failed
+
+
+def summary(data: TaskData, done: list[cells.Cell]) -> dict[str, Any]:
+    """A task's entry in scores.json."""
+    return {
+        "task": data.name,
+        "family": data.family,
+        "train_rows": len(data.train),
+        "trained_rows": done[0].train_rows,
+        "test_rows": len(data.test),
+        "classes": len(data.task.labels),
+        "unseen": list(done[0].unseen),
+        "mean": {k: sum(cell.scores[k] for cell in done) / len(done) for k in done[0].scores},
+        "seeds": [{"seed": cell.seed, **cell.scores} for cell in done],
+    }
+
+
+def average(family: str, tasks: list[TaskData], results: list[dict], failed: list[dict]) -> float | None:
+    """Mean of the family's main score over its tasks; None without tasks, or where a cell of one failed."""
+    names = {data.name for data in tasks if data.family == family}
+    if not names or any(cell["task"] in names for cell in failed):
+        return None
+    return sum(r["mean"][MAIN_SCORE[family]] for r in results if r["task"] in names) / len(names)
 
 
 def fingerprint(tree: Any) -> str:
@@ -134,7 +191,7 @@ def print_table(content: dict[str, Any]) -> None:
     """The scores, in percent."""
     start = content["start"]
     table = Table(
-        "task", "main score", "beside it", "train / test rows", title=f"{start['strategy']}: {start['checkpoint']}"
+        "task", "main score", "beside it", "trained on / test rows", title=f"{start['strategy']}: {start['checkpoint']}"
     )
     for r in content["tasks"]:
         m = r["mean"]
@@ -142,17 +199,11 @@ def print_table(content: dict[str, Any]) -> None:
             main, beside = f"F1 {100 * m['f1']:.1f}", f"lenient {100 * m['f1_lenient']:.1f}"
         else:
             main, beside = f"accuracy {100 * m['accuracy']:.1f}", f"macro-F1 {100 * m['macro_f1']:.1f}"
-        table.add_row(r["task"], main, beside, f"{r['train_rows']:,} / {r['test_rows']:,}")
+        table.add_row(r["task"], main, beside, f"{r['trained_rows']:,} / {r['test_rows']:,}")
+    for cell in content["failed"]:
+        table.add_row(cell["task"], f"seed {cell['seed']} failed", cell["reason"], "")
     Console(width=110).print(table)
     print("NER F1 is strict IOB2 (seqeval); the lenient score repairs ill-formed tags")
-
-
-def _advance(bar: Progress, row: TaskID, done: int) -> None:
-    bar.update(row, completed=done)
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 if __name__ == "__main__":

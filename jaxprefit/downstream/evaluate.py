@@ -1,11 +1,21 @@
 """Scores of predictions. NER: strict IOB2 span F1 and the lenient score beside it. TC: accuracy and macro-F1."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import seqeval.metrics
 import sklearn.metrics
 from seqeval.scheme import IOB2
+
+
+def score(
+    kind: str, labels: Sequence[str], rows: Sequence[Mapping[str, Any]], predictions: Sequence[Sequence[int]]
+) -> dict[str, float]:
+    """Scores of `predictions`, indices into `labels` per test row, against the rows of that kind ('ner' or else)."""
+    if kind == "ner":
+        return ner_scores([r["tags"] for r in rows], [[labels[c] for c in classes] for classes in predictions])
+    return tc_scores([r["label"] for r in rows], [labels[c] for (c,) in predictions])
 
 
 def ner_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, float]:

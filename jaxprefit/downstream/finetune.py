@@ -1,21 +1,20 @@
-"""Fine-tuning one task on a loaded model, through the same touch tables and the same step as pre-finetuning."""
+"""Fine-tuning one task on a loaded model, all seeds at once, on the families' touch tables and optimizer."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 
-from jaxprefit import lora, optim, surgery, train
+from jaxprefit import lora, optim, train
 from jaxprefit.data.builders import Prepared
-from jaxprefit.downstream.evaluate import ner_scores, tc_scores
-from jaxprefit.downstream.tasks import LabellingTask, TaggingTask, Task
-from jaxprefit.encoder import Encoder
+from jaxprefit.data.packing import Layout
+from jaxprefit.downstream import batches, seeds
+from jaxprefit.downstream.features import Features
+from jaxprefit.downstream.tasks import Task
 from jaxprefit.errors import UserError
 from jaxprefit.loading import Model
-from jaxprefit.sharding import make_mesh, put_batch, put_state
 from jaxprefit.strategies import Strategy
 
 _HEAD = ("head/task", ("task",))
@@ -40,16 +39,29 @@ class FinetuneConfig:
     lora_lr: float
     head_lr: float
     backbone_lr: float  # mode full only
+    limit: int = 0  # training rows at most, after the fraction; 0: all
+    cache_mb: int = 1024  # of frozen activations kept in memory; beyond it they are computed at each step
 
     def validate(self) -> None:
         """Raises UserError for a mode that does not exist."""
         if self.mode not in MODES:
             raise UserError(f"downstream.mode is '{self.mode}'; choose from {', '.join(MODES)}")
 
+    @property
+    def optimizer(self) -> optim.OptimizerConfig:
+        """A tenth of the steps warms up."""
+        return optim.OptimizerConfig(
+            steps=self.steps,
+            warmup_steps=self.steps // 10,
+            backbone_lr=self.backbone_lr,
+            lora_lr=self.lora_lr,
+            head_lr=self.head_lr,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """One task: its family, its rows."""
+    """One task with its rows."""
 
     name: str
     family: str  # 'ner' or 'tc'
@@ -58,9 +70,23 @@ class TaskData:
     test: Prepared
 
 
-def subset(rows: int, fraction: float) -> np.ndarray:
-    """Indices of the training rows used: nested over fractions, the same for every seed and every strategy."""
-    return np.random.default_rng(0).permutation(rows)[: max(1, round(rows * fraction))]
+Predictions = list[list[int]]
+"""One entry per test row: the class of each word (NER), or the one class of the text (TC)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetuned:
+    """What fine-tuning one task gives."""
+
+    predictions: dict[int, Predictions | UserError]  # by seed; the reason where the seed's loss was not finite
+    train_rows: int  # trained on
+    unseen: tuple[str, ...]  # classes of the head that none of those rows has
+
+
+def subset(rows: int, fraction: float, limit: int = 0) -> np.ndarray:
+    """Indices of the training rows used: nested over fractions and limits, equal for every seed and strategy."""
+    number = max(1, round(rows * fraction))
+    return np.random.default_rng(0).permutation(rows)[: min(number, limit or number)]
 
 
 def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, key: jax.Array) -> train.Params:
@@ -83,78 +109,75 @@ def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, k
     return params
 
 
+def frozen_layers(params: train.Params, mode: str, layers: int) -> int | None:
+    """How many layers lie below all that is trained; None where even the embeddings are."""
+    if mode == "full":
+        return None
+    adapted = params["lora"]["task"] if mode == "adapter" else {}
+    return min((int(name.removeprefix("layer_")) for name in adapted), default=layers)
+
+
 def finetune(
     model: Model,
     data: TaskData,
     spec: lora.LoraSpec,
     cfg: FinetuneConfig,
-    seed: int,
+    chosen: Sequence[int],
     on_step: Callable[[int], Any] = lambda _: None,
-) -> dict[str, float]:
-    """Trains one task with one seed and scores it on the test rows."""
-    strategy = MODES[cfg.mode]
-    mesh = make_mesh(1)
-    optimizer = optim.OptimizerConfig(
-        steps=cfg.steps,
-        warmup_steps=cfg.steps // 10,
-        backbone_lr=cfg.backbone_lr,
-        lora_lr=cfg.lora_lr,
-        head_lr=cfg.head_lr,
-    )
-    init_key, step_key = jax.random.split(jax.random.key(seed))
-    params = start_params(model, data, spec, cfg.mode, init_key)
-    flat = flatten_dict(params, sep="/")
-    tx = optim.make_optimizer(strategy, flat, optimizer)
-    # A copy: the step donates its state, and the model's arrays are used again by the next task.
-    state = put_state(mesh, jax.tree.map(jax.numpy.array, train.init_state(params, tx)))
-    setup = train.Setup(Encoder(model.config), {"task": data.task}, strategy, {}, spec.dropout)
-    step = train.make_step(setup, tx, optimizer, surgery.weighted_sum, mesh, step_key)
+) -> Finetuned:
+    """Trains one task with each of the `chosen` seeds, side by side, and predicts the test rows.
 
-    chosen = subset(len(data.train), cfg.fraction)
-    examples = [data.task.encode_record(data.train[int(i)], data.name) for i in chosen]
-    # One shape: as long as the longest training text needs, in steps of 16.
-    length = min(data.task.max_length, -(-max(len(e["ids"]) for e in examples) // 16) * 16)
-    task = dataclasses.replace(data.task, max_length=length)
-    rng = np.random.default_rng(seed)
-    order: list[int] = []
-    for number in range(cfg.steps):
-        while len(order) < cfg.batch_size:
-            order.extend(rng.permutation(len(examples)).tolist())
-        batch = task.collate([examples[i] for i in order[: cfg.batch_size]])
-        del order[: cfg.batch_size]
-        state, metrics = step(state, {"task": put_batch(mesh, batch)})
-        on_step(number + 1)
-    if not np.isfinite(loss := float(metrics["loss/task"])):
-        raise UserError(f"task '{data.name}': the loss is {loss} after {cfg.steps} steps; lower the learning rates")
-    return score(setup, state.params, data)
+    The same rows make each batch whatever the other seeds are, so that a seed's result does not depend on them beyond
+    rounding.
+    """
+    rows = subset(len(data.train), cfg.fraction, cfg.limit)
+    examples = [data.task.encode_record(data.train[int(i)]) for i in rows]
+    keys = [jax.random.split(jax.random.key(seed)) for seed in chosen]  # of the start, of dropout
+    starts = [start_params(model, data, spec, cfg.mode, key) for key, _ in keys]
+    layer = frozen_layers(starts[0], cfg.mode, model.config.num_layers)
+    recipe = seeds.Recipe(model.config, layer, type(data.task), MODES[cfg.mode], cfg.optimizer, spec.dropout)
+    backbone = {} if layer is None else jax.device_put(starts[0]["backbone"])
+    state = seeds.init(recipe, [seeds.trained_part(start, recipe.strategy) for start in starts])
+    length = batches.row_length(data.task.max_length)
+    ids = [e["ids"] for e in examples]
+    features = Features(model.config, backbone, layer, ids, length, cfg.cache_mb * 2**20)
+
+    step, dropout_keys = seeds.make_step(recipe), jax.numpy.stack([key for _, key in keys])
+    orders = [batches.epochs(len(examples), cfg.batch_size, cfg.steps, seed) for seed in chosen]
+    for number, texts in enumerate(zip(*orders), start=1):
+        placed = batches.fit(texts, [len(i) for i in ids], length)
+        batch = [seeds.collate(data.task, examples, features, *one) for one in placed]
+        state, losses = step(backbone, state, dropout_keys, jax.tree.map(lambda *x: np.stack(x), *batch))
+        on_step(number)
+
+    predictions = predict(recipe, backbone, state.params, data, length)
+    outcomes: dict[int, Predictions | UserError] = {}
+    for seed, loss, found in zip(chosen, np.asarray(losses), predictions):
+        reason = f"task '{data.name}': the loss is {loss} after {cfg.steps} steps; lower the learning rates"
+        outcomes[seed] = found if np.isfinite(loss) else UserError(reason)
+    return Finetuned(outcomes, len(examples), unseen(data.task, examples))
 
 
-def score(setup: train.Setup, flat: dict[str, jax.Array], data: TaskData) -> dict[str, float]:
-    """Scores of the trained parameters on the test rows."""
-    predict = jax.jit(lambda flat, batch: train.apply_family(setup, "task", flat, batch, data.task.logits).argmax(-1))
-    rows = [data.test[i] for i in range(len(data.test))]
-    examples = [data.task.encode_record(r, data.name) for r in rows]
-    chosen = _predict_all(lambda batch: predict(flat, batch), data.task, examples)
-    labels = np.asarray(data.task.labels)
-    if isinstance(data.task, TaggingTask):
-        predicted = []
-        for row, example, ids in zip(rows, examples, chosen):
-            tags = labels[ids[example["first"]]].tolist()
-            predicted.append(tags + ["O"] * (len(row["tags"]) - len(tags)))  # words past max_length
-        return ner_scores([r["tags"] for r in rows], predicted)
-    assert isinstance(data.task, LabellingTask)
-    return tc_scores([r["label"] for r in rows], labels[np.asarray(chosen)].tolist())
-
-
-def _predict_all(predict: Callable, task: Task, examples: Sequence[dict], batch_size: int = 64) -> list[np.ndarray]:
-    """Predictions in the order of `examples`, computed in batches of like length."""
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i]["ids"]))
-    out: list[Any] = [None] * len(examples)
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        padded = [*chunk, *[chunk[-1]] * (batch_size - len(chunk))]  # one shape for the last batch too
-        length = min(task.max_length, -(-len(examples[padded[-1]]["ids"]) // 16) * 16)
-        batch = dataclasses.replace(task, max_length=length).collate([examples[i] for i in padded])
-        for i, prediction in zip(chunk, np.asarray(predict(batch))):
-            out[i] = prediction
+def predict(
+    recipe: seeds.Recipe, backbone: Mapping, flat: Mapping[str, jax.Array], data: TaskData, length: int
+) -> list[Predictions]:
+    """Predictions of every seed on the test rows, in their order; what is frozen is computed once for all seeds."""
+    examples = [data.task.encode_record(data.test[i]) for i in range(len(data.test))]
+    ids = [e["ids"] for e in examples]
+    features = Features(recipe.encoder, backbone, recipe.layer, ids, length, limit=0)
+    layout = Layout.of(batches.TEST_ROWS, length)
+    classes_of = seeds.make_predict(recipe, layout.per_row)
+    number = len(jax.tree.leaves(flat)[0])
+    out: list[Predictions] = [[[]] * len(examples) for _ in range(number)]
+    for texts, packing in batches.packed([len(i) for i in ids], layout):
+        batch = {"features": features.lay(texts, packing), "segments": packing.segments()}
+        for mine, classes in zip(out, np.asarray(classes_of(backbone, flat, batch))):
+            for t, i in enumerate(texts):
+                mine[i] = data.task.read(classes, examples[i], packing, t)
     return out
+
+
+def unseen(task: Task, examples: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The classes of the head that no word or text of `examples` has."""
+    present = {int(label) for e in examples for label in np.unique(e["labels"])}
+    return tuple(label for i, label in enumerate(task.labels) if i not in present)

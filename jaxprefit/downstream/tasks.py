@@ -1,5 +1,10 @@
-"""A downstream task has a loss as a family has, so that it trains through the same step; its batches are padded."""
+"""Downstream tasks: records in, packed batches and a linear head over vectors of tokens or texts.
 
+Both kinds classify *places* of a packed row: a tagging task its tokens, a labelling task its texts. So labels are
+[R, P] int32 (IGNORE where nothing is to be classified), vectors [R, P, D], and all else is shared.
+"""
+
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -11,8 +16,9 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text, encode_words, pad_ids
-from jaxprefit.encoder import mean_pool
+from jaxprefit.data.encode import encode_text, encode_words
+from jaxprefit.data.packing import Packing
+from jaxprefit.encoder import pool_segments
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode
 from jaxprefit.pretrained import Pretrained
@@ -21,8 +27,11 @@ IGNORE = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """What both kinds of task share: the label set and a linear head [D, C]."""
+class Task(abc.ABC):
+    """What both kinds of task share: the label set and a linear head [D, C].
+
+    Batch: input_ids [R, L], segments [R, L], labels [R, P], all int32.
+    """
 
     kind: ClassVar[str]  # of the records it reads
 
@@ -35,38 +44,60 @@ class Task:
         return cls(tokenizer, config["max_length"], cls.label_set(sources[0].types))
 
     @staticmethod
+    @abc.abstractmethod
     def label_set(types: Sequence[str]) -> tuple[str, ...]:
         """The classes of the head, from the types or labels of the training rows."""
-        return tuple(types)
+
+    @abc.abstractmethod
+    def encode_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """One record, tokenised: 'ids' [n] int32, and what `places` and `read` need."""
+
+    @abc.abstractmethod
+    def places(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> np.ndarray:
+        """Labels [R, P] of the examples where `packing` puts them."""
+
+    @abc.abstractmethod
+    def read(self, classes: np.ndarray, example: Mapping[str, Any], packing: Packing, text: int) -> list[int]:
+        """The classes [R, P] of one text of a batch: one per word of a tagging task, one of a labelling task."""
+
+    @staticmethod
+    @abc.abstractmethod
+    def vectors(hidden: jax.Array, segments: jax.Array, per_row: int) -> jax.Array:
+        """Hidden states [R, L, D] -> float32 vectors [R, P, D] of the places."""
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         shape = (start.config.hidden_size, len(self.labels))
         return {"kernel": 0.02 * jax.random.normal(key, shape), "bias": jnp.zeros(len(self.labels))}
 
-    def logits(self, head: Mapping, encode: Encode, batch: Mapping) -> jax.Array:
-        """Class scores: [B, L, C] of a tagging task, [B, C] of a labelling task. Float32."""
-        raise NotImplementedError
-
-    def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """One record, tokenised: 'ids' [n] and 'labels'."""
-        raise NotImplementedError
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        """Encoded records -> one batch padded to `max_length`."""
-        raise NotImplementedError
+    def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
+        """Encoded records -> one batch, with text t of `packing` being example t."""
+        return {
+            "input_ids": packing.lay([e["ids"] for e in examples]),
+            "segments": packing.segments(),
+            "labels": self.places(examples, packing),
+        }
 
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
-        logits, labels = self.logits(head, encode, batch), batch["labels"]
+        return self.loss_of(head, encode(batch["input_ids"], batch["segments"]), batch), {}
+
+    @classmethod
+    def loss_of(cls, head: Mapping, hidden: jax.Array, batch: Mapping) -> jax.Array:
+        """Mean cross-entropy over the labelled places of a batch, from the last hidden states [R, L, D]."""
+        labels = batch["labels"]
+        per_row = labels.shape[1]  # of a labelling task; a tagging task has no use for it
+        logits = cls.logits(head, cls.vectors(hidden, batch["segments"], per_row))
         counted = labels != IGNORE
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-        return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1), {}
+        return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+
+    @staticmethod
+    def logits(head: Mapping, vectors: jax.Array) -> jax.Array:
+        """Class scores [R, P, C], float32."""
+        return vectors @ head["kernel"] + head["bias"]
 
 
 class TaggingTask(Task):
-    """NER: a tag (IOB2) at every word's first sub-word.
-
-    Batch: input_ids [B, L], mask [B, L], labels [B, L] (IGNORE where no word starts).
-    """
+    """NER: a tag (IOB2) at every word's first sub-word. Places are tokens, P = L."""
 
     kind = "ner"
 
@@ -74,44 +105,49 @@ class TaggingTask(Task):
     def label_set(types: Sequence[str]) -> tuple[str, ...]:
         return ("O", *(f"{letter}-{t}" for t in types for letter in "BI"))
 
-    def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
+    def encode_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
         ids, first = encode_words(self.tokenizer, record["tokens"], self.max_length)
         labels = np.full(len(ids), IGNORE, np.int32)
         index = {tag: i for i, tag in enumerate(self.labels)}
         labels[first] = [index[tag] for tag in record["tags"][: len(first)]]
-        return {"ids": ids, "labels": labels, "first": first}
+        return {"ids": ids, "labels": labels, "first": np.asarray(first, int), "words": len(record["tags"])}
 
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        ids, mask = pad_ids([e["ids"] for e in examples], self.max_length)
-        labels, _ = pad_ids([e["labels"] for e in examples], self.max_length, IGNORE)
-        return {"input_ids": ids, "mask": mask, "labels": labels}
+    def places(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> np.ndarray:
+        return packing.lay([e["labels"] for e in examples], IGNORE)
 
-    def logits(self, head: Mapping, encode: Encode, batch: Mapping) -> jax.Array:
-        hidden = encode(batch["input_ids"], batch["mask"]).astype(jnp.float32)
-        return hidden @ head["kernel"] + head["bias"]
+    def read(self, classes: np.ndarray, example: Mapping[str, Any], packing: Packing, text: int) -> list[int]:
+        found = classes[packing.row[text], packing.offset[text] + example["first"]].tolist()
+        return found + [0] * (example["words"] - len(found))  # words past max_length are O
+
+    @staticmethod
+    def vectors(hidden: jax.Array, segments: jax.Array, per_row: int) -> jax.Array:
+        return hidden.astype(jnp.float32)
 
 
 class LabellingTask(Task):
-    """TC: one label per text, read off the mean-pooled sentence vector.
-
-    Batch: input_ids [B, L], mask [B, L], labels [B].
-    """
+    """TC: one label per text, read off the mean-pooled sentence vector. Places are texts, P = per_row."""
 
     kind = "labelled"
 
-    def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        return {
-            "ids": encode_text(self.tokenizer, record["text"], self.max_length),
-            "labels": self.labels.index(record["label"]),
-        }
+    @staticmethod
+    def label_set(types: Sequence[str]) -> tuple[str, ...]:
+        return tuple(types)
 
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        ids, mask = pad_ids([e["ids"] for e in examples], self.max_length)
-        return {"input_ids": ids, "mask": mask, "labels": np.asarray([e["labels"] for e in examples], np.int32)}
+    def encode_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        ids = encode_text(self.tokenizer, record["text"], self.max_length)
+        return {"ids": ids, "labels": self.labels.index(record["label"])}
 
-    def logits(self, head: Mapping, encode: Encode, batch: Mapping) -> jax.Array:
-        pooled = mean_pool(encode(batch["input_ids"], batch["mask"]), batch["mask"])
-        return pooled @ head["kernel"] + head["bias"]
+    def places(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> np.ndarray:
+        labels = np.full((packing.layout.rows, packing.layout.per_row), IGNORE, np.int32)
+        labels[packing.row, packing.segment - 1] = [e["labels"] for e in examples]
+        return labels
+
+    def read(self, classes: np.ndarray, example: Mapping[str, Any], packing: Packing, text: int) -> list[int]:
+        return [int(classes[packing.row[text], packing.segment[text] - 1])]
+
+    @staticmethod
+    def vectors(hidden: jax.Array, segments: jax.Array, per_row: int) -> jax.Array:
+        return pool_segments(hidden, segments, per_row).reshape(hidden.shape[0], per_row, hidden.shape[-1])
 
 
 TASKS: dict[str, type[Task]] = {"ner": TaggingTask, "tc": LabellingTask}

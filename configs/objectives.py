@@ -1,0 +1,46 @@
+r"""Does pre-finetuning for one family help that family? Twenty-one downstream tasks, from one start encoder.
+
+python -m experiments.objectives --workdir=runs/objectives --config.model.path=DIR --config.data.root=DIR
+
+`model.path` is a Hugging Face directory, `data.root` a folder with ner_pf/, pairs/, ner/ and tc/ as named below. The
+size is for two CPU cores and a small encoder.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+NER = (
+    "crossner_politics", "crossner_science", "crossner_literature", "crossner_ai", "wnut17", "mit_movie",
+    "mit_restaurant", "bc5cdr", "ncbi_disease",
+)  # fmt: skip
+TC = (
+    "banking77", "clinc150", "snips_intent", "sst2", "cr", "tweet_emotion", "tweet_hate?blank=skip", "tweet_irony",
+    "newsgroups20", "financial_phrasebank", "stackoverflow_topic", "dbpedia14",
+)  # fmt: skip
+NER_SOURCES = (
+    "bio_anatem", "bio_bc2gm", "bio_bionlp09", "bio_bionlp11epi", "bio_bionlp11id", "bio_bionlp13cg",
+    "bio_bionlp13ge", "bio_bionlp13pc", "bio_craft", "bio_exptm", "bio_linnaeus", "btc", "lab_protocols",
+    "litbank", "multiconer2_en", "re3d", "restaurant8k", "sgd_slots", "uner_ewt", "wikiann_en", "wikigold",
+    "wikineural_en",
+)  # fmt: skip
+PAIRS = ("amazon_reviews", "arxiv", "flickr8k", "medquad", "sgd_turns")
+
+
+def get_config() -> ConfigDict:
+    c = default.get_config()
+    c.data.ner.sources = tuple(f"ner_pf/{name}" for name in NER_SOURCES)
+    c.data.tc.sources = tuple(f"pairs/{name}" for name in PAIRS)
+    # By family, what differs from `optimizer` when the encoder is trained for that family alone.
+    c.individual = ConfigDict()
+    for family in ("ner", "tc"):
+        c.individual[family] = ConfigDict()
+        c.individual[family].steps = 3000
+        c.individual[family].warmup_steps = 300
+        c.individual[family].backbone_lr = 1e-4
+        c.individual[family].head_lr = 1e-3
+    c.downstream.ner = tuple(f"ner/{name}" for name in NER)
+    c.downstream.tc = tuple(f"tc/{name}" for name in TC)
+    c.downstream.fraction = 0.1
+    c.downstream.seeds = (0, 1, 2)
+    return c

@@ -1,0 +1,177 @@
+r"""Does pre-finetuning for one family help that family's downstream tasks? One start encoder, one command.
+
+python -m experiments.objectives --workdir=runs/objectives --config.model.path=DIR --config.data.root=DIR
+
+Pre-finetunes individual_ner and individual_tc (settings in config.individual over config.optimizer), fine-tunes every
+downstream task from the start encoder (none), and each task of a family from that family's encoder too: frozen
+backbone, fresh LoRA, linear head, equal for all. Writes WORKDIR/objectives.json and objectives.md: per task the mean
+and spread over the seeds, the difference with its bootstrap interval over test sentences, and on how many tasks the
+mean is higher. The same command continues where it was stopped.
+"""
+
+import copy
+import pathlib
+import statistics
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import jaxprefit
+from experiments import downstream, prefinetune, wiring
+from experiments.checks import check
+from experiments.tables import markdown
+from jaxprefit import cli
+from jaxprefit.downstream import cells, significance
+from jaxprefit.downstream.finetune import TaskData
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json, write_text
+
+OBJECTIVES_VERSION = 1
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Runs what is not there yet, and returns what objectives.json holds."""
+    check(config)
+    config.data.cache = str(wiring.cache_folder(config, workdir))
+    families = [f for f in downstream.MAIN_SCORE if config.downstream[f]]
+    if not families:
+        raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
+    configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
+    for c in configs.values():  # all of them before the first is trained
+        check(c)
+    trained, scores = {}, {}
+    for strategy, c in configs.items():
+        trained[strategy] = prefinetune.run(c, workdir / strategy)
+        model = jaxprefit.load(workdir / strategy)
+        scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
+    tasks = {data.name: data for data in downstream.load_tasks(config, workdir, model)}
+    none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
+    compared: list[dict[str, Any]] = []
+    for family in families:
+        strategy = f"individual_{family}"
+        for entry in scores[strategy]["tasks"]:
+            if entry["task"] in none and entry["family"] == family:
+                folders = workdir / "none" / "downstream", workdir / strategy / "downstream"
+                compared.append(compare(tasks[entry["task"]], none[entry["task"]], entry, *folders))
+    adjusted = significance.holm({entry["task"]: entry["p_value"] for entry in compared})
+    for entry in compared:
+        entry["p_holm"] = adjusted[entry["task"]]
+    content = {
+        "schema": "jaxprefit.objectives",
+        "version": OBJECTIVES_VERSION,
+        "start": pathlib.Path(config.model.path).name or "random",
+        "downstream": scores["none"]["downstream"],
+        "lora": scores["none"]["lora"],
+        "prefinetuning": {
+            f: {"settings": config.individual[f].to_dict(), "held_out": trained[f"individual_{f}"]["held_out"][f]}
+            for f in families
+        },
+        "tasks": compared,
+        "families": {f: of_family([entry for entry in compared if entry["family"] == f]) for f in families},
+        "failed": [{"strategy": name, **cell} for name, found in scores.items() for cell in found["failed"]],
+    }
+    write_json(workdir / "objectives.json", content)
+    text = "\n".join(report(content))
+    write_text(workdir / "objectives.md", text)
+    print(text)
+    return content
+
+
+def of_strategy(config: ConfigDict, strategy: str) -> ConfigDict:
+    """The config of one strategy: its optimizer settings, and of an individual one its family's tasks alone."""
+    c = copy.deepcopy(config)
+    c.strategy = strategy
+    del c.individual
+    family = strategy.removeprefix("individual_")
+    if family in config.individual:
+        c.optimizer.update(config.individual[family])
+        for other in downstream.MAIN_SCORE:
+            if other != family:
+                c.downstream[other] = ()
+    return c
+
+
+def compare(
+    data: TaskData, none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
+) -> dict[str, Any]:
+    """One task's entry: both starts, and the difference by a paired bootstrap over the test rows, seeds averaged."""
+    key = downstream.MAIN_SCORE[data.family]
+    counts = []
+    for entry, folder in ((individual, other_dir), (none, none_dir)):
+        predictions = [cells.read(folder / file).predictions for file in entry["cells"]]
+        counts.append(np.stack([cells.counts(data, p) for p in predictions]))
+    found = significance.paired_bootstrap(counts[0], counts[1])
+    return {
+        "task": data.name,
+        "family": data.family,
+        "score": key,
+        "trained_rows": individual["trained_rows"],
+        "test_rows": individual["test_rows"],
+        "none": spread([seed[key] for seed in none["seeds"]]),
+        "individual": spread([seed[key] for seed in individual["seeds"]]),
+        "difference": found.difference,
+        "interval": [found.low, found.high],
+        "p_value": found.p_value,
+    }
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single one) and the values themselves."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "deviation": deviation, "seeds": values}
+
+
+def of_family(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """How often and by how much the individual encoder beats the start encoder."""
+    if not entries:
+        return {"tasks": 0, "wins": 0, "none": None, "individual": None, "difference": None, "wilcoxon_p": None}
+    none, individual = ([e[side]["mean"] for e in entries] for side in ("none", "individual"))
+    return {
+        "tasks": len(entries),
+        "wins": sum(a > b for a, b in zip(individual, none)),
+        "none": statistics.mean(none),
+        "individual": statistics.mean(individual),
+        "difference": statistics.mean(individual) - statistics.mean(none),
+        "wilcoxon_p": significance.wilcoxon(individual, none),
+    }
+
+
+def report(content: dict[str, Any]) -> list[str]:
+    """Lines of objectives.md."""
+    recipe, names = content["downstream"], {"ner": "strict span F1", "tc": "accuracy"}
+    lines = [f"# Pre-finetuning for one family, from {content['start']}", ""]
+    lines += [
+        f"Mode {recipe['mode']} (LoRA of equal shape, linear head), {recipe['fraction']:.0%} of the training rows, "
+        f"{recipe['steps']} steps of {recipe['batch_size']} rows. Scores in percent: mean and standard deviation over "
+        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows that "
+        "recomputes the score; p is adjusted over all tasks (Holm).",
+        "",
+    ]
+    for family, total in content["families"].items():
+        rows = [_row(e) for e in content["tasks"] if e["family"] == family]
+        if not rows:
+            continue
+        mean = [f"{100 * total[side]:.1f}" for side in ("none", "individual")]
+        rows.append(["**mean**", "", *mean, f"{100 * total['difference']:+.1f}", "", f"{total['wilcoxon_p']:.3f}"])
+        header = ["task", "rows", "none", f"individual_{family}", "difference", "interval", "p"]
+        lines += markdown(f"{family.upper()}: {names[family]}", header, rows)
+        beats = f"individual_{family} beats none on {total['wins']} of {total['tasks']} tasks"
+        lines += [f"{beats} (last p: Wilcoxon's signed-rank test over tasks).", ""]
+    for cell in content["failed"]:
+        lines.append(f"- failed: {cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}")
+    return lines
+
+
+def _row(entry: dict[str, Any]) -> list[str]:
+    def score(side: dict[str, Any]) -> str:
+        deviation = "" if side["deviation"] is None else f" ± {100 * side['deviation']:.1f}"
+        return f"{100 * side['mean']:.1f}{deviation}"
+
+    low, high = (f"{100 * x:+.1f}" for x in entry["interval"])
+    numbers = [score(entry["none"]), score(entry["individual"]), f"{100 * entry['difference']:+.1f}"]
+    return [entry["task"], f"{entry['trained_rows']:,}", *numbers, f"{low} to {high}", f"{entry['p_holm']:.3f}"]
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", config="configs/objectives.py")

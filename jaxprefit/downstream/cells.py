@@ -1,0 +1,81 @@
+"""One finished cell of a grid, a task with a seed, as one file: its scores and the predictions they come from.
+
+A cell appears whole or not at all, so that a grid can be stopped at any moment and continued.
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxprefit.downstream import significance
+from jaxprefit.downstream.evaluate import score
+from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json
+
+CELL_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One task fine-tuned with one seed."""
+
+    task: str
+    family: str
+    seed: int
+    train_rows: int  # trained on
+    unseen: tuple[str, ...]  # classes that none of those rows has
+    scores: dict[str, float]
+    labels: tuple[str, ...]
+    predictions: Predictions  # indices into labels, per test row
+
+
+def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
+    """The scored cell of one seed, or the reason why it failed."""
+    predictions = found.predictions[seed]
+    if isinstance(predictions, UserError):
+        return predictions
+    return Cell(
+        data.name, data.family, seed, found.train_rows, found.unseen, scores(data, predictions), data.task.labels,
+        predictions,
+    )  # fmt: skip
+
+
+def scores(data: TaskData, predictions: Predictions) -> dict[str, float]:
+    """Scores of predictions on a task's test rows; those of a saved cell are its own scores again."""
+    rows = [data.test[i] for i in range(len(data.test))]
+    return score(data.task.kind, data.task.labels, rows, predictions)
+
+
+def counts(data: TaskData, predictions: Predictions) -> np.ndarray:
+    """What `significance.paired_bootstrap` takes: [N, 3] per sentence of a NER task, [N, 2] per text of a TC task."""
+    labels, rows = data.task.labels, [data.test[i] for i in range(len(data.test))]
+    if data.task.kind == "ner":
+        tags = [[labels[c] for c in classes] for classes in predictions]
+        return significance.span_counts([r["tags"] for r in rows], tags)
+    return significance.label_counts([r["label"] for r in rows], [labels[c] for (c,) in predictions])
+
+
+def write(file: pathlib.Path, cell: Cell) -> None:
+    """One line of text per test row, its classes by number."""
+    content: dict[str, Any] = {"schema": "jaxprefit.cell", "version": CELL_VERSION, **dataclasses.asdict(cell)}
+    content["predictions"] = [" ".join(map(str, classes)) for classes in cell.predictions]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, content)
+
+
+def read(file: pathlib.Path) -> Cell:
+    """The cell that `write` wrote. Raises UserError for another version or a damaged file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.pop("schema") != "jaxprefit.cell" or content.pop("version") != CELL_VERSION:
+            raise UserError(f"{file} is a cell of another version; delete it, and it is computed again")
+        content["predictions"] = [[int(c) for c in line.split()] for line in content["predictions"]]
+        content["unseen"], content["labels"] = tuple(content["unseen"]), tuple(content["labels"])
+        return Cell(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{file} is damaged ({type(error).__name__}); delete it, and it is computed again"
+        raise UserError(reason) from None

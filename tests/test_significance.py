@@ -1,0 +1,129 @@
+"""Significance tests by known cases, and against brute force where there is none."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxprefit.downstream import significance as sig
+from jaxprefit.downstream.evaluate import ner_scores, tc_scores
+from jaxprefit.errors import UserError
+
+TAGS = st.sampled_from(["O", "B-x", "I-x", "B-y", "I-y"])
+SENTENCES = st.lists(
+    st.integers(1, 6).flatmap(lambda n: st.tuples(*[st.lists(TAGS, min_size=n, max_size=n)] * 2)),
+    min_size=1,
+    max_size=5,
+)
+
+
+def well_formed(tags: list[str]) -> list[str]:
+    return [t.replace("I-", "B-") if before[2:] != t[2:] else t for before, t in zip(["O", *tags], tags)]
+
+
+@settings(max_examples=200)
+@given(SENTENCES)
+def test_f1_of_summed_counts_is_the_strict_span_score(pairs: list[tuple[list[str], list[str]]]) -> None:
+    gold, predicted = [well_formed(g) for g, _ in pairs], [p for _, p in pairs]
+    counts = sig.span_counts(gold, predicted)
+    assert sig.f1(counts.sum(0)) == pytest.approx(ner_scores(gold, predicted)["f1"])
+
+
+def test_spans_by_hand() -> None:
+    assert sig.spans(["B-a", "I-a", "B-a", "O", "I-a", "B-b", "I-a"]) == {(0, 2, "a"), (2, 3, "a"), (5, 6, "b")}
+    counts = sig.span_counts([["B-a", "O", "B-b"], ["O"]], [["B-a", "B-a", "O"], ["B-a"]])
+    np.testing.assert_array_equal(counts, [[1, 1, 1], [0, 1, 0]])
+    assert sig.f1(np.zeros(3)) == 0.0
+
+
+def test_accuracy_of_summed_counts() -> None:
+    gold, predicted = list("aabb"), list("abbb")
+    counts = sig.label_counts(gold, predicted)
+    assert sig.accuracy(counts.sum(0)) == tc_scores(gold, predicted)["accuracy"] == 0.75
+
+
+def test_bootstrap_interval_of_an_accuracy_is_the_binomial_one() -> None:
+    """Against a system that is always wrong the difference is the accuracy itself."""
+    right = np.zeros((400, 2), int)
+    right[:300, 0], right[300:, 1] = 1, 1
+    wrong = np.tile([0, 1], (400, 1))
+    found = sig.paired_bootstrap(right, wrong)
+    spread = 1.96 * np.sqrt(0.75 * 0.25 / 400)
+    assert found.difference == 0.75
+    assert found.low == pytest.approx(0.75 - spread, abs=0.01) and found.high == pytest.approx(0.75 + spread, abs=0.01)
+    assert found.p_value == pytest.approx(2 / 10_001)
+
+
+def test_bootstrap_is_paired_and_counts_spans() -> None:
+    rng = np.random.default_rng(0)
+    first = np.stack([rng.integers(0, 4, 200), rng.integers(0, 2, 200), rng.integers(0, 2, 200)], 1)
+    same = sig.paired_bootstrap(first, first)
+    assert (same.difference, same.low, same.high, same.p_value) == (0.0, 0.0, 0.0, 1.0)
+    worse = first + [0, 1, 0]  # one false positive more in every sentence
+    found = sig.paired_bootstrap(first, worse)
+    assert found.difference == pytest.approx(sig.f1(first.sum(0)) - sig.f1(worse.sum(0)))
+    # Far apart as a pair, although the two scores' own intervals are wide.
+    assert 0 < found.low < found.difference < found.high and found.p_value < 0.001
+    turned = sig.paired_bootstrap(worse, first)
+    assert (turned.low, turned.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+
+
+def test_bootstrap_over_seeds_scores_each_seed_then_averages() -> None:
+    rng = np.random.default_rng(1)
+    seeds = rng.integers(0, 3, (3, 50, 3))
+    other = rng.integers(0, 3, (2, 50, 3))
+    found = sig.paired_bootstrap(seeds, other, draws=200)
+    expected = np.mean([sig.f1(s.sum(0)) for s in seeds]) - np.mean([sig.f1(s.sum(0)) for s in other])
+    assert found.difference == pytest.approx(expected)
+    with pytest.raises(UserError, match="not scored on the same sentences"):
+        sig.paired_bootstrap(seeds, other[:, 1:])
+
+
+def test_mcnemar_is_a_sign_test_on_the_texts_that_differ() -> None:
+    a = np.asarray([True] * 8 + [False] * 1 + [True] * 50 + [False] * 7)
+    b = np.asarray([False] * 8 + [True] * 1 + [True] * 50 + [False] * 7)
+    assert sig.mcnemar(a, b) == pytest.approx(2 * (1 + 9) / 2**9)  # 8 against 1
+    assert sig.mcnemar(a, b) == sig.mcnemar(b, a)
+    assert sig.mcnemar(a, a) == 1.0
+
+
+def test_wilcoxon_over_tasks_against_all_signs() -> None:
+    first, second = [0.9, 0.8, 0.75, 0.6, 0.5, 0.91], [0.8, 0.79, 0.72, 0.64, 0.3, 0.79]
+    difference = np.subtract(first, second)
+    ranks = scipy.stats.rankdata(np.abs(difference))
+    positive = ranks[difference > 0].sum()
+    sums = [sum(r for r, s in zip(ranks, signs) if s) for signs in itertools.product([0, 1], repeat=6)]
+    as_far = np.mean([abs(s - 10.5) >= abs(positive - 10.5) for s in sums])
+    assert sig.wilcoxon(first, second) == pytest.approx(as_far)
+    assert sig.wilcoxon(first, first) == 1.0
+
+
+def test_holm_by_hand() -> None:
+    found = sig.holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.5})
+    assert found == pytest.approx({"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.5})
+    assert [*found] == ["a", "b", "c", "d"] and sig.holm({"only": 0.9, "most": 0.8}) == {"only": 1.0, "most": 1.0}
+
+
+def test_violation_by_hand() -> None:
+    assert sig.violation([2, 3, 4], [1, 2, 3]) == 0.0 and sig.violation([1, 2, 3], [2, 3, 4]) == 1.0
+    assert sig.violation([1, 2], [1, 2]) == 0.5
+    # Quantiles 0 and 4 against 1 and 1: smaller by 1 over the lower half, larger by 3 over the upper.
+    assert sig.violation([0, 4], [1]) == pytest.approx(1 / (1 + 9))
+    # Samples of unlike size: 0 0 3 3 3 3 against 1 1 1 2 2 2 in sixths.
+    assert sig.violation([0, 3, 3], [1, 2]) == pytest.approx(2 / (2 + 4 + 3))
+
+
+def test_almost_stochastic_order() -> None:
+    rng = random.Random(0)
+    low = [rng.gauss(0.0, 1.0) for _ in range(20)]
+    assert sig.almost_stochastic_order([x + 5 for x in low], low) == 0.0
+    assert sig.almost_stochastic_order(low, [x + 5 for x in low]) == 1.0
+    other = [rng.gauss(0.0, 1.0) for _ in range(20)]
+    assert min(sig.almost_stochastic_order(low, other), sig.almost_stochastic_order(other, low)) > 0.2
+    # The bound lies above the observed ratio, and further for a stricter confidence.
+    bounds = [sig.almost_stochastic_order(other, low, confidence) for confidence in (0.5, 0.8, 0.95)]
+    assert bounds == sorted(bounds) and bounds[0] == pytest.approx(sig.violation(other, low))
