@@ -12,7 +12,7 @@ import tokenizers
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from experiments.checks import check
+from experiments.checks import check, check_machine
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.data.builders import Prepared
@@ -87,7 +87,8 @@ def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer
 def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
     """Every family that the config names, over its prepared sources."""
     out = {}
-    for name, cls in FAMILIES.items():
+    for name, family_class in FAMILIES.items():
+        cls = family_class.of(config.data[name])
         prepared = prepared_sources(config, name, cache)
         if not prepared:
             continue
@@ -100,7 +101,7 @@ def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: path
 
 def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list[Prepared]:
     """The sources that the config names for a family."""
-    kind, c = FAMILIES[name].kind, config.data
+    kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in c[name].sources]
     seen = [p.name for p in prepared]
     if len(set(seen)) < len(seen):
@@ -142,6 +143,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
+    check_machine(config, start.config, mesh.shape["data"])
     spec = lora_spec(config)
     if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
@@ -238,7 +240,9 @@ def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
 def saved_config(config: ConfigDict) -> dict[str, Any]:
     """The part of a config that a continued run must share with its beginning, as JSON."""
     return {
-        k: v for k, v in json.loads(config.to_json_best_effort()).items() if k not in ("run", "conflict", "downstream")
+        k: v
+        for k, v in json.loads(config.to_json_best_effort()).items()
+        if k not in ("run", "conflict", "downstream", "filter")
     }
 
 

@@ -3,6 +3,7 @@
     ner_pf/wikineural_en                         a folder under data.root with train.jsonl.xz (or another format)
     my/notes.conll?scheme=iob1&tokens=0&tags=3   a file, with its tagging scheme and column choice
     my/pairs.csv?a=question&b=answer             columns by header name
+    my/triples.jsonl?negative=negative           pairs with a hard negative each (an optional field: only where mapped)
     pairs/arxiv?text=a,b                         several columns as one text; a list of tokens is joined, too
     my/tweets?blank=skip                         rows whose text is blank are dropped, not refused
     my/prepared_tfds_folder                      a directory that TFDS prepared
@@ -68,7 +69,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
     address, _, query = text.partition("?")
-    known = [*_OPTIONS, *KINDS[kind].fields]
+    known = [*_OPTIONS, *KINDS[kind].fields, *KINDS[kind].optional]
     if address.startswith("generated:"):
         known = ["rows", "seed", "held_out", "split"]
     options = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))

@@ -54,6 +54,11 @@ class Family(abc.ABC):
     encoders: tuple[str, ...] = ()
 
     @classmethod
+    def of(cls, config: Mapping[str, Any]) -> "type[Family]":
+        """The class that `config`, the family's part of the run's config, asks for: each objective has its own."""
+        return cls
+
+    @classmethod
     @abc.abstractmethod
     def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         """The family over its prepared sources; `config` is its part of the run's config."""
