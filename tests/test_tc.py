@@ -11,6 +11,7 @@ import pytest
 import run
 from golden.model_files import VOCABULARY, tokenizer
 
+import jaxprefit
 from experiments import prefinetune, wiring
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.packing import Layout, pack
@@ -311,7 +312,7 @@ def test_run_with_every_contrastive_option(cache: Path, tmp_path: Path) -> None:
     changes = {
         "data.tc.sources": (f"{tmp_path / 'triples.jsonl'}?negative=n", "generated:pairs?rows=300&seed=2"),
         **{"data.tc.learn_temperature": True, "data.tc.dims": (8, 16), "data.tc.chunk_rows": 4},
-        **{"data.tc.prefix_a": "query: ", "strategy": "individual_tc"},
+        **{"data.tc.prefix_a": "query: ", "strategy": "individual_tc", "data.held_out": 0},
     }
     prefinetune.run(run.config(cache, changes), tmp_path / "run")
     lines = metrics(tmp_path / "run")
@@ -322,7 +323,12 @@ def test_run_with_every_contrastive_option(cache: Path, tmp_path: Path) -> None:
 def test_run_on_labelled_sets(cache: Path, tmp_path: Path) -> None:
     sources = "generated:labelled?rows=300&seed=3", "generated:labelled?rows=200&seed=4&held_out=1"
     changes = {"data.tc.objective": "supervised", "data.tc.sources": sources, "strategy": "individual_tc"}
-    summary = prefinetune.run(run.config(cache, {**changes, "data.tc.chunk_rows": 2}), tmp_path / "run")
-    assert metrics(tmp_path / "run")[0]["loss/tc"] == pytest.approx(1.0, abs=0.1), "by log of the number of classes"
-    assert 0 <= summary["held_out"]["tc"]["end"]["accuracy"] <= 1
-    assert FAMILIES["tc"].of(run.config(cache, changes).data.tc) is LabelledFamily
+    config = run.config(cache, {**changes, "data.tc.chunk_rows": 2, "data.held_out": 0})
+    assert FAMILIES["tc"].of(config.data.tc) is LabelledFamily
+    prefinetune.run(config, tmp_path / "run")
+    first = metrics(tmp_path / "run")[0]
+    assert first["loss/tc"] == pytest.approx(1.0, abs=0.1), "by the logarithm of the number of classes"
+    assert 0 <= first["accuracy/tc"] <= 1
+    model = jaxprefit.load(tmp_path / "run")
+    classes = sum(len(labels) for labels in model.meta["families"]["tc"]["sets"].values())
+    assert model.heads["tc"]["kernel"].shape == (32, classes)

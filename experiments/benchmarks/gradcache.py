@@ -25,16 +25,16 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         raise UserError("data.tc.chunk_rows is 0; give the number of rows in a chunk")
     rows = {"small": c.rows, "large": config.gradcache.large_rows}
     chunks = {"plain": 0, "cached": c.chunk_rows}
-    memory: dict[str, dict[str, int]] = {kind: {} for kind in chunks}
+    memory: dict[str, dict[int, int]] = {kind: {} for kind in chunks}
     steps: dict[str, Callable[[], object]] = {}
-    for size, number in rows.items():
-        for kind, chunk_rows in chunks.items():
+    for kind, chunk_rows in chunks.items():
+        for number in {rows["large"], c.rows}:
             variant = copy.deepcopy(config)
             variant.strategy = "individual_tc"
             variant.data.tc.rows, variant.data.tc.chunk_rows = number, chunk_rows
             step = _Step(variant, workdir)
-            memory[kind][size] = step.temporary_bytes
-            if size == "small":
+            memory[kind][number] = step.temporary_bytes
+            if number == c.rows:
                 steps[kind] = step
     seconds = interleaved(steps, config.repetitions)
     return {
@@ -43,7 +43,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "chunk_rows": c.chunk_rows,
         "seconds": {kind: spread(values) for kind, values in seconds.items()},
         "time_ratio": ratios(seconds["cached"], seconds["plain"]),
-        "temporary_bytes": memory,
+        "temporary_bytes": {kind: {size: memory[kind][n] for size, n in rows.items()} for kind in chunks},
     }
 
 
