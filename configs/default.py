@@ -64,9 +64,20 @@ def get_config() -> ConfigDict:
     c.data.ner.max_concepts = 512  # in a batch; a type that finds no place is left out there
     c.data.ner.teacher = ""  # of distill: a Hugging Face directory with the start encoder's tokenizer
     c.data.tc.rows = 32
-    c.data.tc.temperature = 0.05
+    c.data.tc.objective = "contrastive"  # of pairs; or 'supervised': of labelled sets with a head each
+    c.data.tc.chunk_rows = 0  # rows encoded at a time (gradient caching: less memory, more time); 0: all
+    c.data.tc.temperature = 0.05  # contrastive, as all below
+    c.data.tc.learn_temperature = False  # from the value above, at learning rate head_lr, to 0.01 at least
+    c.data.tc.prefix_a = ""  # text put before each a, such as 'query: '
+    c.data.tc.prefix_b = ""  # before each b and each hard negative
+    c.data.tc.dims = ()  # leading dimensions that are trained to do alone, such as (64, 128)
     c.data.mlm.mask_share = 0.15  # of the tokens
     c.data.mlm.masking = "uniform"  # the choice of words; or 'tfidf', those that tell what the text is about
+
+    c.filter = ConfigDict()  # of pairs, before training: experiments/filter_pairs.py
+    c.filter.top_k = 2  # a pair is kept if its b ranks so high
+    c.filter.sample = 1000  # among so many b of its source
+    c.filter.seed = 0  # of the sample
 
     c.run = ConfigDict()  # may differ between a run and its continuation
     c.run.checkpoint_every = 100  # steps

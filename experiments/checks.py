@@ -12,8 +12,10 @@ from configs.datasets import DATASETS
 from jaxprefit.data.filtering import LEVELS
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.tasks import TASKS
+from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
+from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
 
 EXHAUSTION = ("repeat", "stop")
@@ -42,9 +44,12 @@ AT_LEAST = {
     "data.tc.loss_weight": 0,
     "data.tc.alpha": 0,
     "data.tc.rows": 1,
+    "data.tc.chunk_rows": 0,
     "data.mlm.loss_weight": 0,
     "data.mlm.alpha": 0,
     "data.mlm.rows": 1,
+    "filter.top_k": 1,
+    "filter.seed": 0,
     "run.checkpoint_every": 1,
     "run.keep": 1,
     "run.log_every": 1,
@@ -103,6 +108,9 @@ def check(config: ConfigDict) -> None:
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+    _check_tc(config)
+    if config.filter.sample <= config.filter.top_k:
+        raise UserError(f"filter.sample is {config.filter.sample}; it must exceed filter.top_k, {config.filter.top_k}")
     for name, family in FAMILIES.items():  # a name that the registry lacks is told here
         settings = config.data[name]
         resolve(settings.sources, family.of(settings).kind, DATASETS)
@@ -111,6 +119,31 @@ def check(config: ConfigDict) -> None:
     seeds = config.downstream.seeds
     if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
+
+
+def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> None:
+    """Raises UserError for a setting that this encoder, or this number of devices, does not allow."""
+    c = config.data.tc
+    if c.dims and max(c.dims) >= encoder.hidden_size:
+        raise UserError(
+            f"data.tc.dims has {max(c.dims)}; each must be below the encoder's {encoder.hidden_size} dimensions"
+        )
+    if c.chunk_rows % devices:
+        raise UserError(f"data.tc.chunk_rows is {c.chunk_rows}; it must be a multiple of the {devices} devices")
+
+
+def _check_tc(config: ConfigDict) -> None:
+    c = config.data.tc
+    if c.objective not in ("contrastive", "supervised"):
+        raise UserError(f"data.tc.objective is '{c.objective}'; use contrastive (pairs) or supervised (labelled sets)")
+    if c.learn_temperature and c.temperature < 1 / MAX_SCALE:
+        raise UserError(
+            f"data.tc.temperature is {c.temperature}; to be learned it must start at {1 / MAX_SCALE} or above"
+        )
+    if not all(isinstance(d, int) and d >= 1 for d in c.dims) or len(set(c.dims)) < len(c.dims):
+        raise UserError(f"data.tc.dims is {tuple(c.dims)}; it must hold different whole numbers from 1, as (64,128)")
+    if c.chunk_rows and c.rows % c.chunk_rows:
+        raise UserError(f"data.tc.chunk_rows is {c.chunk_rows}; it must divide data.tc.rows, {c.rows}")
 
 
 def _require(config: ConfigDict, key: str, holds: Callable[[float], bool], text: str) -> None:

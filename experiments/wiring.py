@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs.datasets import DATASETS
-from experiments.checks import check
+from experiments.checks import check, check_machine
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.data.builders import Prepared
@@ -176,6 +176,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
+    check_machine(config, start.config, mesh.shape["data"])
     spec = lora_spec(config)
     if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
@@ -272,7 +273,7 @@ def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
 def saved_config(config: ConfigDict) -> dict[str, Any]:
     """The part of a config that a continued run must share with its beginning, as JSON."""
     content = json.loads(config.to_json_best_effort())
-    saved = {k: v for k, v in content.items() if k not in ("run", "conflict", "downstream")}
+    saved = {k: v for k, v in content.items() if k not in ("run", "conflict", "downstream", "filter")}
     if config.data.drop_overlap:  # then the tests decide which rows are trained on
         saved["downstream"] = {name: content["downstream"][name] for name in TASKS}
     return saved

@@ -3,7 +3,8 @@
 A record is a plain ``dict``:
 
 * ``ner``: ``{"tokens": [str, ...], "tags": [str, ...]}``, the tags strictly IOB2;
-* ``pairs``: ``{"a": str, "b": str}``, two texts that belong together;
+* ``pairs``: ``{"a": str, "b": str}``, two texts that belong together; and with the optional field, where a column is
+  mapped to it, ``"negative": str``, a text that looks like b and is not (null or blank: this row has none);
 * ``labelled``: ``{"text": str, "label": str}``;
 * ``text``: ``{"text": str}``, for masked language modelling.
 
@@ -14,7 +15,7 @@ and the line puts them in front.
 import difflib
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -131,6 +132,8 @@ def _validate_ner(record: Record) -> None:
 def _validate_pairs(record: Record) -> None:
     _check_text(record.get("a"), "a")
     _check_text(record.get("b"), "b")
+    if record.get("negative", "") != "":
+        _check_text(record["negative"], "negative")
 
 
 def _validate_labelled(record: Record) -> None:
@@ -142,51 +145,55 @@ def _validate_text(record: Record) -> None:
     _check_text(record.get("text"), "text")
 
 
-def _lists_of_text(*fields: str) -> Callable[[], Any]:
-    def features() -> Any:
-        import tensorflow_datasets as tfds  # slow to import, and only the builder needs it
+def _lists_of_text(fields: Sequence[str]) -> Any:
+    import tensorflow_datasets as tfds  # slow to import, and only the builder needs it
 
-        sequences = {name: tfds.features.Sequence(tfds.features.Text()) for name in fields}
-        return tfds.features.FeaturesDict(sequences)
-
-    return features
+    return tfds.features.FeaturesDict({name: tfds.features.Sequence(tfds.features.Text()) for name in fields})
 
 
-def _texts(*fields: str) -> Callable[[], Any]:
-    def features() -> Any:
-        import tensorflow_datasets as tfds  # as above
+def _texts(fields: Sequence[str]) -> Any:
+    import tensorflow_datasets as tfds  # as above
 
-        return tfds.features.FeaturesDict({name: tfds.features.Text() for name in fields})
-
-    return features
+    return tfds.features.FeaturesDict({name: tfds.features.Text() for name in fields})
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of record: its fields, its check, and its ``tfds.features.FeaturesDict``.
+    """One kind of record: its fields, its check, and what makes its ``tfds.features.FeaturesDict``.
 
-    ``validate(record)`` returns nothing or raises ``ValueError``.
+    ``validate(record)`` returns nothing or raises ``ValueError``. A record has an ``optional`` field only where the
+    user maps a column to it; ``with_columns`` then counts it among the fields.
     """
 
     name: str
     fields: tuple[str, ...]
     validate: Callable[[Record], None]
-    features: Callable[[], Any]
+    make_features: Callable[[Sequence[str]], Any]
+    optional: tuple[str, ...] = ()
+
+    def features(self) -> Any:
+        """The ``tfds.features.FeaturesDict`` of the fields."""
+        return self.make_features(self.fields)
+
+    def with_columns(self, columns: Columns) -> "Kind":
+        """The same with those optional fields that ``columns`` maps."""
+        mapped = tuple(field for field in self.optional if field in columns)
+        return replace(self, fields=self.fields + mapped, optional=())
 
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("ner", ("tokens", "tags"), _validate_ner, _lists_of_text("tokens", "tags")),
-        Kind("pairs", ("a", "b"), _validate_pairs, _texts("a", "b")),
-        Kind("labelled", ("text", "label"), _validate_labelled, _texts("text", "label")),
-        Kind("text", ("text",), _validate_text, _texts("text")),
+        Kind("ner", ("tokens", "tags"), _validate_ner, _lists_of_text),
+        Kind("pairs", ("a", "b"), _validate_pairs, _texts, optional=("negative",)),
+        Kind("labelled", ("text", "label"), _validate_labelled, _texts),
+        Kind("text", ("text",), _validate_text, _texts),
     )
 }
 
 
 def check_settings(where: object, kind: str, columns: Columns, scheme: str, limit: int) -> Kind:
-    """The ``Kind``, or ``UserError`` for a kind, field, scheme or limit that cannot be."""
+    """The ``Kind`` with the optional fields mapped; ``UserError`` for a kind, field, scheme or limit that cannot be."""
     if kind not in KINDS:
         raise UserError(f"{where}: unknown kind {kind!r}; use one of {', '.join(KINDS)}")
     if scheme not in SCHEMES:
@@ -194,10 +201,9 @@ def check_settings(where: object, kind: str, columns: Columns, scheme: str, limi
     if limit < 0:
         raise UserError(f"{where}: the limit is {limit}; give a positive number, or 0 for all")
     for field in columns:
-        if field not in KINDS[kind].fields:
-            known = " and ".join(KINDS[kind].fields)
-            raise UserError(f"{where}: {kind} has no field {field!r}; map columns to {known}")
-    return KINDS[kind]
+        if field not in (known := KINDS[kind].fields + KINDS[kind].optional):
+            raise UserError(f"{where}: {kind} has no field {field!r}; map columns to {' and '.join(known)}")
+    return KINDS[kind].with_columns(columns)
 
 
 def source_columns(kind: Kind, columns: Columns) -> Columns:
@@ -227,6 +233,9 @@ def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> 
     are joined by spaces, and so are the strings of a column that holds a list.
     """
     record: Record = {"text": _joined(values)} if kind.name == "text" else dict(values)
+    negative = record.get("negative", "text")
+    if negative is None or (isinstance(negative, str) and not negative.strip()):  # this row has none
+        record["negative"] = ""
     label = record.get("label")
     if isinstance(label, int) and not isinstance(label, bool):
         record["label"] = str(label)

@@ -4,6 +4,7 @@
     my/notes.conll?scheme=iob1&tokens=0&tags=3   a file, with its tagging scheme and column choice
     ner_pf/bio_craft?names=names/craft.json      readable names of its entity types (`data.names`), also under data.root
     my/pairs.csv?a=question&b=answer             columns by header name
+    my/triples.jsonl?negative=negative           pairs with a hard negative each (an optional field: only where mapped)
     pairs/arxiv?text=a,b                         several columns as one text; a list of tokens is joined, too
     my/tweets?blank=skip                         rows whose text is blank are dropped, not refused
     my/prepared_tfds_folder                      a directory that TFDS prepared
@@ -80,7 +81,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
     address, _, query = text.partition("?")
-    known = [*_OPTIONS, *KINDS[kind].fields, *(["names"] if kind == "ner" else [])]
+    known = [*_OPTIONS, *KINDS[kind].fields, *KINDS[kind].optional, *(["names"] if kind == "ner" else [])]
     known += ["subset", "revision"] if address.startswith("hub:") else []
     if address.startswith("generated:"):
         known = ["rows", "seed", "held_out", "split"]

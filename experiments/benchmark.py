@@ -1,0 +1,48 @@
+r"""Speed and memory, measured on this machine.
+
+python -m experiments.benchmark --config.what=gradcache --workdir=runs/benchmark
+
+What there is to measure: gradcache, the step of gradient caching against the plain one. Sizes and repetitions:
+configs/benchmark.py. Writes WORKDIR/benchmark_WHAT.json and prints it.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.benchmarks import gradcache
+from experiments.checks import check
+from jaxprefit import cli
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json
+
+BENCHMARK_VERSION = 1
+BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], dict[str, Any]]] = {"gradcache": gradcache.measure}
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Measures what `config.what` names, and returns what the JSON file holds."""
+    check(config)
+    if config.what not in BENCHMARKS:
+        raise UserError(f"what is '{config.what}'; choose from {', '.join(BENCHMARKS)}")
+    if config.repetitions < 2:
+        raise UserError(f"repetitions is {config.repetitions}; it must be at least 2, to give a spread")
+    content = {
+        "schema": f"jaxprefit.benchmark.{config.what}",
+        "version": BENCHMARK_VERSION,
+        "device": f"{config.devices or jax.device_count()} x {jax.devices()[0].device_kind}",
+        "repetitions": config.repetitions,
+        **BENCHMARKS[config.what](config, workdir),
+    }
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / f"benchmark_{config.what}.json", content)
+    print(json.dumps(content, indent=1))
+    return content
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", config="configs/benchmark.py")
