@@ -2,7 +2,8 @@ r"""Speed and memory, measured on this machine.
 
 python -m experiments.benchmark --config.what=gradcache --workdir=runs/benchmark
 
-What there is to measure: gradcache, the step of gradient caching against the plain one. Sizes and repetitions:
+What there is to measure: gradcache, the step of gradient caching against the plain one; data, the loader alone against
+the step; downstream, fine-tuning on a frozen backbone against the plain loop. Sizes, sources and repetitions:
 configs/benchmark.py. Writes WORKDIR/benchmark_WHAT.json and prints it.
 """
 
@@ -14,14 +15,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.benchmarks import gradcache
+from experiments.benchmarks import data, downstream, gradcache
 from experiments.checks import check
 from jaxprefit import cli
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 
 BENCHMARK_VERSION = 1
-BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], dict[str, Any]]] = {"gradcache": gradcache.measure}
+BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], dict[str, Any]]] = {
+    "gradcache": gradcache.measure,
+    "data": data.measure,
+    "downstream": downstream.measure,
+}
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:

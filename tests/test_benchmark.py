@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import run
 
 from configs import benchmark as benchmark_config
 from experiments import benchmark
@@ -40,6 +41,19 @@ def test_setting_is_refused(changes: dict, message: str, tmp_path: Path) -> None
     with pytest.raises(UserError, match=message):
         benchmark.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_loader_is_measured(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    config = benchmark_config.get_config()
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    config.update_from_flattened_dict({**run.TINY, "data.cache": str(cache)})
+    config.data.tc.chunk_rows = 0
+    config.update({"what": "data", "repetitions": 2, "steps_per_repetition": 3})
+    content = benchmark.run(config, tmp_path / "run")
+    schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_data.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(content)
+    assert content["steps"] == 6 and content["compilations"] == 1, "every batch has one shape"
+    assert min(content["useful_share"].values()) > 0.8
 
 
 def test_gradcache_is_measured(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Family
 
+PREFETCH = 4  # batches prepared ahead
+
 
 class Rows:
     """Some rows of a source, by their numbers."""
@@ -87,7 +89,9 @@ def mixture(
     mixed = grain.MapDataset.mix([p for p, _ in kept], [s for _, s in kept]) if len(kept) > 1 else kept[0][0]
     names = [name for name, _ in sources]
     return iter(
-        grain.experimental.ThreadPrefetchIterDataset(Packed(mixed, family, layout, names), prefetch_buffer_size=4)
+        grain.experimental.ThreadPrefetchIterDataset(
+            Packed(mixed, family, layout, names), prefetch_buffer_size=PREFETCH
+        )
     )
 
 
