@@ -6,8 +6,8 @@ Trains an encoder of the sizes model.*, or goes on with model.path. A new encode
 entries is trained on the sources (data.mlm.sources), or taken from the directory model.vocab_path. The rest is a
 pre-finetuning run of the strategy individual_mlm: the same command continues one that was stopped.
 
-Writes WORKDIR/encoder, a Hugging Face directory for --config.model.path=WORKDIR/encoder, and WORKDIR/warmstart.json
-with masked accuracy and loss on held-out text against steps.
+Writes WORKDIR/encoder, a Hugging Face directory for --config.model.path=WORKDIR/encoder, and WORKDIR/warmstart.json and
+warmstart.md with masked accuracy and loss on held-out text against steps.
 """
 
 import dataclasses
@@ -24,10 +24,11 @@ from ml_collections import ConfigDict
 import jaxprefit
 from experiments import prefinetune, wiring
 from experiments.checks import check
+from experiments.tables import markdown
 from jaxprefit import cli
 from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json
+from jaxprefit.files import write_json, write_text
 
 SUMMARY_VERSION = 1
 STRATEGY = "individual_mlm"
@@ -64,10 +65,32 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "curve": [{"step": line["step"], **line["held_out"]["mlm"]} for line in curve],
     }
     write_json(workdir / "warmstart.json", summary)
+    write_text(workdir / "warmstart.md", report(summary))
     last = summary["curve"][-1]
     print(f"masked accuracy {100 * last['accuracy']:.1f} % and loss {last['loss']:.3f} on held-out text")
     print(f"wrote {workdir / 'encoder'} and {workdir / 'warmstart.json'}")
     return summary
+
+
+def report(summary: dict[str, Any]) -> str:
+    """warmstart.md: what was trained, and the curve."""
+    encoder, tokens = summary["encoder"], summary["tokens"]
+    facts = [
+        ["encoder", f"{encoder['num_layers']} layers x {encoder['hidden_size']}, vocabulary {encoder['vocab_size']:,}"],
+        ["start", summary["start"]],
+        ["parameters, with the decoder", f"{summary['parameters']:,}"],
+        ["steps, seed", f"{summary['steps']:,}, {summary['seed']}"],
+        ["tokens seen (no padding counted)", f"{tokens:,}, {tokens / max(summary['steps'], 1):,.0f} a step"],
+        ["places of a batch that are no padding", f"{100 * summary['data']['useful_share']:.1f} %"],
+        ["tokens a second (median of the steps)", f"{summary['tokens_per_s']:,.0f} on {summary['device']}"],
+        ["texts", f"{sum(s['rows'] for s in summary['data']['sources'].values()):,} of these sources: "
+         + ", ".join(summary["data"]["sources"])],
+    ]  # fmt: skip
+    curve = [[f"{c['step']:,}", f"{100 * c['accuracy']:.1f}", f"{c['loss']:.3f}"] for c in summary["curve"]]
+    lines = ["# A warm start by masked language modelling", "", *markdown("What was trained", ["", ""], facts)]
+    return "\n".join(
+        [*lines, *markdown("Masked tokens of held-out text", ["step", "accuracy, %", "loss, nats"], curve)]
+    )
 
 
 def vocabulary(config: ConfigDict, cache: pathlib.Path) -> pathlib.Path:
