@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from experiments.benchmarks.downstream import padded, plain
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data.builders import Prepared, Source, prepare
+from jaxprefit.data.encode import pad_ids
 from jaxprefit.data.packing import Layout
 from jaxprefit.downstream import batches, cells, seeds
 from jaxprefit.downstream.evaluate import ill_formed, ner_scores, tc_scores
@@ -420,12 +421,12 @@ def test_predictions_stand_in_the_order_of_the_rows(family: str, plain_model: Mo
     task = TASKS[family].create({"max_length": 64}, [source], TOKENIZER)
     flat = head_of_noise(task)
     found = predicted(plain_model, TaskData("rows", family, task, source, source), flat)
+    examples = [task.encode_record(row) for row in rows]
+    ids, mask = pad_ids([e["ids"] for e in examples], 64)
     singly = []
-    for row in rows:
-        ids = (example := task.encode_record(row))["ids"][None]
-        hidden = jnp.asarray(APPLY({"params": plain_model.backbone}, ids, np.ones_like(ids, bool)))
-        vectors = hidden[0, example["first"]] if family == "ner" else hidden.mean(1)
-        singly.append(np.asarray(vectors @ flat["head/task/kernel"][0]).argmax(-1).tolist())
+    for hidden, real, example in zip(np.asarray(APPLY({"params": plain_model.backbone}, ids, mask)), mask, examples):
+        vectors = hidden[example["first"]] if family == "ner" else hidden[real].mean(0, keepdims=True)
+        singly.append((np.asarray(vectors) @ flat["head/task/kernel"][0]).argmax(-1).tolist())
     if family == "ner":
         singly = [one + [0] * (len(r["tags"]) - len(one)) for one, r in zip(singly, rows)]
     assert found == singly and len({tuple(one) for one in found}) > 2

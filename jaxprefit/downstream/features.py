@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprefit.data.packing import Layout, Packing
@@ -36,7 +37,7 @@ class Features:
         if layer is None:
             return
         self.trunk = functools.partial(trunk(config, layer), backbone)
-        size = sum(map(len, texts)) * config.hidden_size * np.dtype(config.dtype).itemsize
+        size = sum(map(len, texts)) * config.hidden_size * jnp.dtype(config.dtype).itemsize
         if size <= limit:
             self.begin = np.cumsum([0, *map(len, texts)])
             self.hidden = self._compute(Layout.of(TEST_ROWS, length))
