@@ -82,7 +82,8 @@ def of_strategy(config: ConfigDict, strategy: str) -> ConfigDict:
     """The config of one strategy: its optimizer settings, and of an individual one its family's tasks alone."""
     c = copy.deepcopy(config)
     c.strategy = strategy
-    del c.individual
+    with c.unlocked():  # the command line locks a config against typos
+        del c.individual
     family = strategy.removeprefix("individual_")
     if family in config.individual:
         c.optimizer.update(config.individual[family])
