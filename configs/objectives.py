@@ -45,5 +45,6 @@ def get_config() -> ConfigDict:
     c.downstream.ner = tuple(f"ner/{name}" for name in NER)
     c.downstream.tc = tuple(f"tc/{name}" for name in TC)
     c.downstream.fraction = 0.1
+    c.downstream.steps = 150
     c.downstream.seeds = (0, 1, 2)
     return c
