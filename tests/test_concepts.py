@@ -159,7 +159,7 @@ WIDE = 200_000
 
 @pytest.mark.parametrize("loss", ["sigmoid", "softmax"])
 def test_a_batch_does_not_grow_with_the_vocabulary(loss: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: the machine may have other work
     wide = source("wide", *(f"Kind_{i}_of_thing" for i in range(WIDE)))
     news = source("news", "PER", "LOC")
     settings = {"max_length": 16, "loss": loss, "concept_encoder": "frozen", "max_concepts": 64}
@@ -185,4 +185,4 @@ def test_a_batch_does_not_grow_with_the_vocabulary(loss: str) -> None:
     table = jnp.asarray(rng.normal(size=(97, 8)), jnp.float32)
     value, metrics = jax.jit(lambda h, b: family.loss(h, lambda ids, segments: table[ids], b))(head, batch)
     assert np.isfinite(value) and metrics["dropped"] == 0
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 40

@@ -334,7 +334,7 @@ def test_report_prints_tables(result: dict, capsys: pytest.CaptureFixture[str]) 
     out = capsys.readouterr().out
     for text in ("by layer", "by kind", "layer_10", "attention_output", "whole", "undecided", "conflict"):
         assert text in out
-    assert "batch size 16 ner, 32 tc" in out and "24 rounds" in out
+    assert "batches of 512 tokens of ner, 1,024 tokens of tc" in out and "24 rounds" in out
 
 
 class Links(html.parser.HTMLParser):
