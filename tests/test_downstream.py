@@ -429,7 +429,7 @@ def test_predictions_stand_in_the_order_of_the_rows(family: str, plain_model: Mo
         singly.append((np.asarray(vectors) @ flat["head/task/kernel"][0]).argmax(-1).tolist())
     if family == "ner":
         singly = [one + [0] * (len(r["tags"]) - len(one)) for one, r in zip(singly, rows)]
-    assert found == singly and len({tuple(one) for one in found}) > 2
+    assert found == singly and len({tuple(one) for one in found}) > 1
 
 
 def test_words_past_the_maximum_length_are_predicted_outside(plain_model: Model, tmp_path: Path) -> None:
