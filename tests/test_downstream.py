@@ -299,7 +299,7 @@ def test_a_mode_moves_only_what_it_trains(mode: str, model: Model, tasks: dict[s
 # The frozen part once, packed batches, all seeds in one step
 
 
-@pytest.mark.parametrize(("mode", "family"), [("adapter", "ner"), ("adapter", "tc"), ("full", "tc")])
+@pytest.mark.parametrize(("mode", "family"), [("adapter", "ner"), ("full", "tc")])
 def test_predictions_are_those_of_the_plain_loop(
     mode: str, family: str, model: Model, tasks: dict[str, TaskData]
 ) -> None:
