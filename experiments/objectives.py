@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "downstream": scores["none"]["downstream"],
         "lora": scores["none"]["lora"],
         "prefinetuning": {
-            f: {"settings": config.individual[f].to_dict(), "held_out": trained[f"individual_{f}"]["held_out"][f]}
+            f: {"settings": config.individual[f].to_dict(), "held_out": trained[f"individual_{f}"]["held_out"].get(f)}
             for f in families
         },
         "tasks": compared,
