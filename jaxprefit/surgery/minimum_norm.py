@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprefit.surgery.base import correlation, solve_on, supports
 
@@ -52,11 +53,11 @@ def _scaled(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.maximum(norms / jnp.maximum(norms.max(), 1e-30), 1e-6), cosines
 
 
-def _on_simplex(x: jax.Array, support: jax.Array) -> jax.Array:
+def _on_simplex(x: jax.Array, support: np.ndarray) -> jax.Array:
     """[S, F], each row made non-negative with sum 1; even over the subset where nothing is positive."""
     x = jnp.maximum(x, 0.0)
     total = x.sum(1, keepdims=True)
-    even = support / support.sum(1, keepdims=True)
+    even = jnp.asarray(support / support.sum(1, keepdims=True), jnp.float32)
     return jnp.where(total > 0, x / jnp.where(total > 0, total, 1.0), even)
 
 
