@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
@@ -39,7 +40,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 from jaxprefit.html import page, png
 
-ROWS_OF = ("data.ner", "data.tc", "data.held_out", "data.limit", "data.drop_overlap")
+ROWS_OF = ("data.ner.sources", "data.tc.sources", "data.held_out", "data.limit", "data.drop_overlap")
 """What decides which rows of a run are held out."""
 
 
@@ -173,10 +174,7 @@ def held_out_data(
 
 
 def _rows_of(model: jaxprefit.Model, key: str) -> Any:
-    value = model.meta["config"]
-    for part in key.split("."):
-        value = value[part]
-    return json.loads(json.dumps(value["sources"] if isinstance(value, dict) else value))
+    return json.loads(json.dumps(flatten_dict(model.meta["config"], sep=".").get(key)))
 
 
 def _described(view: View, model: jaxprefit.Model) -> dict[str, Any]:
