@@ -1,10 +1,12 @@
 """Measures of hidden states on constructed vectors, linear probes, and the report from tiny runs to its files."""
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import run
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from test_experiments import assert_valid
 
 import jaxprefit
-from experiments import prefinetune, representations
+from experiments import prefinetune, representations, wiring
 from jaxprefit.conflict import representation_figures, representation_report
 from jaxprefit.conflict import representations as rep
 from jaxprefit.conflict.hidden import hidden_states, ordinary_tokens, views
@@ -222,14 +224,27 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "cache"
 
 
+def disturbed(params: Any, scale: float) -> Any:
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda x: np.asarray(x + scale * rng.normal(size=x.shape), np.float32), params)
+
+
 @pytest.fixture(scope="module")
-def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def models(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, jaxprefit.Model]:
+    """A start encoder, the same once more, and a run with other weights and adapters."""
     folder = tmp_path_factory.mktemp("represented")
-    settings = {"optimizer.steps": 2, "optimizer.backbone_lr": 1e-2, "optimizer.lora_lr": 1e-1}
-    for strategy in ("none", "task_primary"):
-        prefinetune.run(run.config(cache, {"strategy": strategy, **settings}), folder / strategy)
-    jaxprefit.load(folder / "none").export(folder / "plain")
-    return {name: folder / name for name in ("none", "task_primary", "plain")}
+    made = {}
+    for name, strategy in (("start", "none"), ("same", "none"), ("tp", "task_primary")):
+        config = run.config(cache, {"strategy": strategy})
+        parts = wiring.make_run(config, folder)
+        meta = {
+            "config": wiring.saved_config(config),
+            "families": {f: family.describe() for f, family in parts.setup.families.items()},
+            "step": 0,
+        }
+        params = disturbed(parts.params, 0.0 if strategy == "none" else 0.02)
+        made[name] = jaxprefit.Model(parts.start.config, params, parts.start.tokenizer, parts.setup.strategy, meta)
+    return made
 
 
 def settings(cache: Path, changes: dict[str, Any] | None = None) -> Any:
@@ -238,22 +253,36 @@ def settings(cache: Path, changes: dict[str, Any] | None = None) -> Any:
 
 
 @pytest.fixture(scope="module")
-def content(cache: Path, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("out")
-    checkpoints = f"start={runs['plain']},same={runs['none']},tp={runs['task_primary']}"
-    found = representations.run(settings(cache), folder, checkpoints, show=False)
-    content = assert_valid(folder / "representations.json", "representations")
+def content(cache: Path, models: dict[str, jaxprefit.Model], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return representations.measure_models(settings(cache), tmp_path_factory.mktemp("out"), models)
+
+
+def test_files_of_a_run(cache: Path, tmp_path: Path) -> None:
+    prefinetune.run(run.config(cache, {"strategy": "none"}), tmp_path / "none")
+    jaxprefit.load(tmp_path / "none").export(tmp_path / "plain")
+    checkpoints = f"plain={tmp_path / 'plain'},none={tmp_path / 'none'}"
+    found = representations.run(settings(cache), tmp_path / "out", checkpoints, show=False)
+    content = assert_valid(tmp_path / "out" / "representations.json", "representations")
     assert content == json.loads(json.dumps(found))
-    page = (folder / "representations.html").read_text()
-    assert page.count("<img") == 4 and "http" not in page
-    assert {p.stem for p in folder.glob("*.png")} == {"together", "geometry", "probes", "cka"}
-    return content
+    assert [(m["strategy"], m["step"]) for m in content["models"]] == [("none", None), ("none", 0)]
+    page = (tmp_path / "out" / "representations.html").read_text()
+    assert page.count("<img") == 3 and "http" not in page
+    assert {p.stem for p in (tmp_path / "out").glob("*.png")} == {"together", "geometry", "probes"}
+
+    # Without a run the texts are the config's; without pairs or tasks nothing is made up.
+    nothing = settings(cache, {"data.tc.sources": (), "downstream.tc": (), "downstream.ner": ()})
+    nothing.data.held_out = 30
+    found = representations.run(nothing, tmp_path / "alone", f"plain={tmp_path / 'plain'}")
+    assert assert_valid(tmp_path / "alone" / "representations.json", "representations")["samples"].keys() == {"ner"}
+    assert found["differences"] == [] and found["tasks"] == [] and found["hypothesis"] == {}
+    assert set(representation_figures.figures(found)) == {"together", "geometry"}
 
 
 def test_result_of_runs(content: dict[str, Any]) -> None:
     assert [m["name"] for m in content["models"]] == ["start", "same", "tp", "tp+ner", "tp+tc"]
     assert [m["adapter"] for m in content["models"]] == [None, None, None, "ner", "tc"]
     assert (content["reference"], content["layers"], len(content["differences"])) == ("start", 1, 10)
+    assert set(representation_figures.figures(content)) == {"together", "geometry", "probes", "cka"}
     ner, tc = content["samples"]["ner"], content["samples"]["tc"]
     assert len(ner["origins"]) == len(tc["origins"]) == 2  # held-out rows of the run, test rows of the task
     assert (ner["pairs"], tc["pairs"] > 0) == (0, True)
@@ -294,17 +323,8 @@ def test_undecided_differences_are_no_numbers(content: dict[str, Any], capsys: p
     assert "undecided" in out and "60 NER texts" in out and "same against start, last layer" in out
 
 
-def test_one_encoder_alone(cache: Path, runs: dict[str, Path], tmp_path: Path) -> None:
-    """Without a run the texts are the config's; without pairs or tasks nothing is made up."""
-    nothing = {"data.tc.sources": (), "downstream.tc": (), "downstream.ner": ()}
-    found = representations.run(settings(cache, nothing), tmp_path, f"plain={runs['plain']}")
-    assert assert_valid(tmp_path / "representations.json", "representations")["samples"].keys() == {"ner"}
-    assert found["differences"] == [] and found["tasks"] == [] and found["hypothesis"] == {}
-    assert set(representation_figures.figures(found)) == {"together", "geometry"}
-
-
-def test_hidden_states_are_those_of_each_text_alone(runs: dict[str, Path]) -> None:
-    model = jaxprefit.load(runs["task_primary"])
+def test_hidden_states_are_those_of_each_text_alone(models: dict[str, jaxprefit.Model]) -> None:
+    model = models["tp"]
     bare, ner, _ = views("tp", model)
     assert (bare.name, ner.name) == ("tp", "tp+ner")
     texts = ["hi", "book a table in Paris", "what is the weather like in Rome tomorrow evening?"]
@@ -333,12 +353,12 @@ def test_refuses_malformed_checkpoints(checkpoints: str, message: str, cache: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_refuses_what_cannot_be_compared(cache: Path, runs: dict[str, Path], tmp_path: Path) -> None:
-    models = {name: jaxprefit.load(path) for name, path in runs.items()}
-    other = copy.deepcopy(models["task_primary"])
-    other.meta["config"]["data"]["held_out"] = 9
-    with pytest.raises(UserError, match="'other' was trained with other data.held_out than 'none'"):
-        representations.measure_models(settings(cache), tmp_path, {"none": models["none"], "other": other})
+def test_refuses_what_cannot_be_compared(cache: Path, models: dict[str, jaxprefit.Model], tmp_path: Path) -> None:
+    meta = copy.deepcopy(models["tp"].meta)
+    meta["config"]["data"]["held_out"] = 9
+    other = dataclasses.replace(models["tp"], meta=meta)
+    with pytest.raises(UserError, match="'other' was trained with other data.held_out than 'start'"):
+        representations.measure_models(settings(cache), tmp_path, {"start": models["start"], "other": other})
     few = settings(cache, {"conflict.representations.fold_rows": 2, "conflict.representations.folds": 150})
     with pytest.raises(UserError, match="150 folds of probes need 300 or more"):
-        representations.measure_models(few, tmp_path, {"plain": models["plain"]})
+        representations.measure_models(few, tmp_path, {"start": models["start"]})
