@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool =
             shared,
             config.conflict.rounds,
             lambda n: bar.update(row, completed=n),
-        )
+        )["gradient"]
     for stream in streams.values():
         stream.close()
     settings = {
@@ -93,7 +93,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool =
     first, second = setup.families
     result = conflict_report.content(blocks, (first, second), settings)
     workdir.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{block}:{part}": array for block, g in blocks.items() for part, array in g._asdict().items()}
+    arrays = {f"{b}:{part}": x for b, g in blocks.items() for part, x in g._asdict().items() if x is not None}
     np.savez(workdir / "grams.npz", **arrays)
     write_json(workdir / "conflict.json", result)
     title = f"Gradient conflict: {strategy.name}, step {model.meta['step']}"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from jaxprefit import html
 from jaxprefit.conflict import gram, measures
+from jaxprefit.conflict.describe import describe, verdicts
 from jaxprefit.conflict.probe import Grams
 
 VERSION = 2
@@ -23,12 +24,7 @@ _COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"
 
 def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What conflict.json holds, from the probe's finest blocks (see experiments/results/README.md)."""
-    groupings: dict[str, dict[str, Grams]] = {
-        "whole": gram.regroup(blocks, lambda _: "whole"),
-        "layer": gram.regroup(blocks, gram.layer_of),
-        "kind": gram.regroup(blocks, gram.kind_of),
-        "module": dict(blocks),
-    }
+    groupings = {name: gram.regroup(blocks, rename) for name, rename in gram.GROUPINGS.items() if name != "tensor"}
     return {
         "schema": "jaxprefit.conflict",
         "version": VERSION,
@@ -36,9 +32,7 @@ def content(blocks: Mapping[str, Grams], families: tuple[str, str], settings: Ma
         **settings,
         "interval_level": measures.LEVEL,
         "blocks": {
-            name: _ordered(
-                {block: measures.describe(grams.rounds, grams.groups, 0, 1) for block, grams in grouped.items()}
-            )
+            name: _ordered(verdicts({block: describe(grams, 0, 1) for block, grams in grouped.items()}))
             for name, grouped in groupings.items()
         },
     }
