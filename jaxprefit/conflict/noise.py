@@ -1,12 +1,12 @@
 """What batches say of the expected gradients: the noise-corrected cosine and its kin with intervals, or a refusal.
 
-All take K [..., F, G, F, G] (`products`), at any leading axes. A ratio's interval is Fieller's (1954), which stays honest
-where the denominator is noisy; a norm less than RESOLVED standard errors above zero refuses the ratio.
+All take K [..., F, G, F, G] (`products`), at any leading axes. A ratio's interval is Fieller's (1954), which stays
+honest where the denominator is noisy; a norm less than RESOLVED standard errors above zero refuses the ratio.
 
-How many batches that takes: with isotropic noise in d dimensions and signal-to-noise s per batch, a norm is resolved in
-95 of 100 probes from about n = 6.6 / (s^2 sqrt(d)) batches where the quadratic part rules (d = 20,000: 24 rounds of 2
-for s = 0.03, 6 for 0.07), and never from fewer than n = 86 / (s^2 d). Real noise is not isotropic: d is then
-(tr C)^2 / tr(C^2) of its covariance C, hundreds rather than thousands, and s = 0.1 can want 48 rounds of 2 and more.
+How many batches that takes: with isotropic noise in d dimensions and signal-to-noise s per batch, both norms are
+resolved in 95 of 100 probes from about n = 10 / (s^2 sqrt(d)) batches a family (simulated). In d = 20,000 dimensions s
+= 0.1 wants 4 rounds of 2 batches, 0.04 wants 24, 0.03 wants 48. Real noise is not isotropic: d is then
+(tr C)^2 / tr(C^2) of its covariance C, rather hundreds: at 400, s = 0.2 wants 6 rounds, 0.1 wants 24, 0.07 wants 48.
 """
 
 from typing import NamedTuple
@@ -100,9 +100,8 @@ def noise_level(rounds: np.ndarray, k: np.ndarray, i: int) -> NoiseLevel:
 
     def snr(s: np.ndarray) -> np.ndarray:
         s = np.maximum(s, 0.0)
-        return np.sqrt(
-            np.where(s < total, s / np.where(s < total, total - s, 1.0), np.where(total > 0, np.inf, np.nan))
-        )
+        none = np.where(total > 0, np.inf, np.nan)  # no noise, or no gradient
+        return np.sqrt(np.where(s < total, s / np.where(s < total, total - s, 1.0), none))
 
     trace = np.maximum(total - square, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -153,13 +152,15 @@ def _fieller(p: Products, numerator: np.ndarray, denominator: np.ndarray) -> Est
         ratio = x / y
         along = numerator - np.nan_to_num(ratio)[..., None] * denominator
         q = p.quantile(along) ** 2
-        parts = [
-            p.variance(*pair) for pair in ((numerator, numerator), (numerator, denominator), (denominator, denominator))
-        ]
-        more = p.variance(along, along)[0] > 0
-        xx, xy, yy = (quadratic + np.where(more, linear, 0.0) for linear, quadratic in parts)
+        more = p.variance(along, along)[0] > 0  # else the linear part is lost in the quadratic one
+
+        def covariance(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+            linear, quadratic = p.variance(one, two)
+            return quadratic + np.where(more, linear, 0.0)
+
+        xx, yy = covariance(numerator, numerator), covariance(denominator, denominator)
+        xy = covariance(numerator, denominator)
         bend, middle, level = y * y - q * yy, x * y - q * xy, x * x - q * xx
         root = np.sqrt(np.maximum(middle * middle - bend * level, 0.0))
-        return Estimate(
-            *(np.where(bend > 0, e, np.nan) for e in (ratio, (middle - root) / bend, (middle + root) / bend))
-        )
+        bounds = (middle - root) / bend, (middle + root) / bend
+    return Estimate(*(np.where(bend > 0, e, np.nan) for e in (ratio, *bounds)))

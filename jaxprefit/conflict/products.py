@@ -28,9 +28,7 @@ class Products(NamedTuple):
     """Estimates [..., 3] of <Eg_i, Eg_j>, |Eg_i|^2, |Eg_j|^2 for one pair of families, and their errors' sources."""
 
     mean: np.ndarray  # [..., 3]
-    errors: (
-        np.ndarray
-    )  # [..., 3, 3, 3] covariance of `mean` from i's noise, from j's (both linear), from their products
+    errors: np.ndarray  # [..., 3, 3, 3] covariance of `mean` by source: i's noise, j's (both linear), their products
     degrees: np.ndarray  # [3] of freedom of these three sources
 
     def variance(self, one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +64,7 @@ class Products(NamedTuple):
 
 
 def expected(k: np.ndarray) -> np.ndarray:
-    """[..., F, F] unbiased estimate of the expected gradients' Gram matrix, from products of independent batches only."""
+    """[..., F, F] unbiased estimate of the expected gradients' Gram matrix, from independent batches only."""
     k = k.astype(np.float64)
     own = np.einsum("...fkfl->...fkl", k)
     off = ~np.eye(k.shape[-1], dtype=bool)
