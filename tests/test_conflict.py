@@ -1,4 +1,4 @@
-"""Gram matrices, conflict measures on simulated gradients with a known truth, the probe, the report."""
+"""Gram matrices, and the report."""
 
 import html.parser
 import json
@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import simulated
 
-from jaxprefit.conflict import measures, report
+from jaxprefit.conflict import report
 from jaxprefit.conflict.gram import by_layer, by_module, gram, regroup
 from jaxprefit.conflict.probe import Grams, probe
 from jaxprefit.html import page
@@ -94,136 +93,7 @@ def test_blocks_are_named_after_layers_and_modules() -> None:
     assert by_layer("lora/shared/layer_3/query/a") == "lora/shared"
 
 
-# Measures, on simulated gradients: family means of known cosine plus independent noise for each batch.
-
-DIM, ROUNDS, GROUPS = 400, 24, 8
-CASES = [(truth, snr) for truth in (-0.3, 0.0) for snr in (1.0, 0.3)]
-
-
-def stacks(batches: np.ndarray, groups: int = GROUPS) -> tuple[np.ndarray, np.ndarray]:
-    """(M, K) from the gradients of all batches [N, F, R, D], by definition."""
-    means = np.stack([batches[k::groups].mean((0, 2)) for k in range(groups)], 1)  # [F, G, D]
-    m = np.einsum("nfrd,ngsd->nfrgs", batches, batches)
-    return m, np.einsum("fkd,gld->fkgl", means, means)
-
-
-def simulated(truth: float, snr: float, seed: int, dim: int = DIM, rounds: int = ROUNDS) -> np.ndarray:
-    """Gradients [N, 2, 2, D]: expected ones of norms 1 and 2 with cosine `truth`; signal to noise `snr` in a batch."""
-    rng = np.random.default_rng(seed)
-    mean = np.zeros((2, dim))
-    mean[0, 0], mean[1, :2] = 1.0, [2 * truth, 2 * np.sqrt(1 - truth**2)]
-    norms = np.asarray([1.0, 2.0])[:, None, None]
-    return mean[:, None] + rng.normal(size=(rounds, 2, 2, dim)) * norms / (snr * np.sqrt(dim))
-
-
-@pytest.mark.parametrize("truth, snr", CASES)
-def test_corrected_cosine_finds_the_truth_that_noise_hides(truth: float, snr: float) -> None:
-    found, raw, within = [], [], []
-    for seed in range(20):
-        m, k = stacks(simulated(truth, snr, seed))
-        found.append(measures.corrected_cosine(k, 0, 1))
-        raw.append(measures.cosine(m, 0, 1).mean())
-        within.append(measures.cosine(m, 0, 0).mean())
-    ceiling = snr**2 / (1 + snr**2)  # what noise leaves of a cosine of 1
-    np.testing.assert_allclose(np.mean(found), truth, atol=0.04)
-    np.testing.assert_allclose(np.mean(raw), truth * ceiling, atol=0.02)
-    np.testing.assert_allclose(np.mean(within), ceiling, atol=0.02)
-
-
-@pytest.mark.parametrize("truth, snr", CASES)
-def test_jackknife_intervals_cover_the_truth(truth: float, snr: float) -> None:
-    repeats = 200
-    covered = np.zeros(2)
-    for seed in range(repeats):
-        _, k = stacks(simulated(truth, snr, 1000 + seed, dim=100))
-        intervals = (
-            measures.jackknife(k, lambda x: measures.inner(x, 0, 1)),
-            measures.jackknife(k, lambda x: measures.corrected_cosine(x, 0, 1)),
-        )
-        covered += [low <= wanted <= high for (low, high), wanted in zip(intervals, (2 * truth, truth))]
-    # 95 % promised; four standard errors of 200 repeats are 6 %.
-    assert (covered / repeats > 0.88).all(), covered / repeats
-
-
-@pytest.mark.parametrize("snr", [1.0, 0.3])
-def test_verdict_tells_conflict_from_nothing(snr: float) -> None:
-    def verdicts(truth: float) -> list[str]:
-        return [measures.describe(*stacks(simulated(truth, snr, seed)), 0, 1)["verdict"] for seed in range(20)]
-
-    assert verdicts(-0.3).count("conflict") >= 19
-    assert verdicts(0.3).count("agreement") >= 19
-    assert verdicts(0.0).count("undecided") >= 16
-
-
-def test_inner_products_are_unbiased_by_noise() -> None:
-    values = [
-        [measures.inner(k, *ij) for ij in ((0, 0), (0, 1), (1, 1))]
-        for _, k in (stacks(simulated(-0.3, 0.3, seed)) for seed in range(40))
-    ]
-    np.testing.assert_allclose(np.mean(values, 0), [1.0, -0.6, 4.0], atol=0.1)
-
-
-def test_cosine_and_norm_ratio_by_hand() -> None:
-    batches = np.asarray([[[[1.0, 0], [0, 1]], [[3, 0], [0, -3]]]])  # one round, two families, two batches
-    m, _ = stacks(np.concatenate([batches, batches]), groups=2)
-    np.testing.assert_allclose(measures.cosine(m, 0, 1), [0.0, 0.0], atol=1e-12)  # pairs: 1, 0, 0, -1
-    np.testing.assert_allclose(measures.cosine(m, 0, 0), [0.0, 0.0], atol=1e-12)  # never a batch with itself
-    assert measures.norm_ratio(m, 0, 1) == pytest.approx(1 / 3)
-
-
-def test_zero_gradients_are_undefined_not_unrelated() -> None:
-    batches = simulated(-0.3, 1.0, 0, dim=20)
-    batches[:, 1] = 0.0
-    found = measures.describe(*stacks(batches), 0, 1)
-    for key in ("cosine", "corrected_cosine", "share_negative", "norm_ratio"):
-        assert found[key] is None, key
-    assert found["cosine_interval"] == found["corrected_interval"] == [None, None]
-    assert found["cosine_within"][0] is not None and found["cosine_within"][1] is None
-    assert found["verdict"] == "undecided"
-    swapped = measures.describe(*stacks(batches[:, ::-1]), 0, 1)
-    assert swapped["norm_ratio"] == 0.0
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    rounds=st.integers(3, 9),
-    snr=st.sampled_from([0.01, 1.0, 100.0]),
-    scale=st.sampled_from([0.0, 1e-15, 1.0, 1e15]),
-    zero_round=st.booleans(),
-)
-def test_described_blocks_are_json_without_nan(
-    seed: int, rounds: int, snr: float, scale: float, zero_round: bool
-) -> None:
-    batches = simulated(0.0, snr, seed, dim=10, rounds=rounds) * np.asarray([1.0, scale])[:, None, None]
-    if zero_round:
-        batches[0, 0] = 0.0
-    m, k = stacks(batches, min(GROUPS, rounds))
-    found = measures.describe(m.astype(np.float32), k.astype(np.float32), 0, 1)
-    json.dumps(found, allow_nan=False)
-    assert found["verdict"] in ("conflict", "agreement", "undecided")
-    low, high = found["corrected_interval"]
-    assert low is None or high is None or -1 <= low <= high <= 1
-
-
-# The probe
-
-
-def toy_gradient(name: str, batch: np.ndarray) -> dict:
-    """Two shared modules and one parameter of the family's own, all a function of the batch."""
-    sign = {"ner": 1.0, "tc": -0.5}[name]
-    return {
-        "backbone/layer_0/query/kernel": jnp.asarray(sign * batch[:4].reshape(2, 2)),
-        "backbone/layer_0/query/bias": jnp.asarray(batch[4:6] ** 2),
-        "backbone/layer_1/key/kernel": jnp.asarray(batch[6:].reshape(1, -1) + sign),
-        f"head/{name}/kernel": jnp.full((3,), 1e3),
-    }
-
-
-BLOCKS = {
-    "layer_0/query": ["backbone/layer_0/query/kernel", "backbone/layer_0/query/bias"],
-    "layer_1/key": ["backbone/layer_1/key/kernel"],
-}
+# The report
 
 
 def stream(seed: int) -> Iterator[np.ndarray]:
@@ -232,51 +102,7 @@ def stream(seed: int) -> Iterator[np.ndarray]:
         yield rng.normal(size=9).astype(np.float32)
 
 
-@pytest.mark.parametrize("rounds", [2, 5, 8, 11])
-def test_probe_equals_numpy(rounds: int) -> None:
-    seen: list[int] = []
-    shared = [path for paths in BLOCKS.values() for path in paths]
-    found = probe(toy_gradient, {"ner": stream(1), "tc": stream(2)}, shared, rounds, seen.append)
-    assert seen == list(range(1, rounds + 1))
-    assert set(found) == set(BLOCKS)
-
-    groups = min(8, rounds)
-    for block, paths in BLOCKS.items():
-        drawn = {"ner": stream(1), "tc": stream(2)}
-        batches = np.asarray(
-            [
-                [
-                    [np.concatenate([np.ravel(g[p]) for p in paths]) for g in (toy_gradient(n, next(s)) for _ in "ab")]
-                    for n, s in drawn.items()
-                ]
-                for _ in range(rounds)
-            ]
-        )
-        m, k = stacks(batches.astype(np.float64), groups)
-        np.testing.assert_allclose(found[block].rounds, m, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(found[block].groups, k, rtol=1e-4, atol=1e-4)
-
-
-def test_the_two_batches_of_a_round_differ() -> None:
-    shared = ["backbone/layer_0/query/kernel"]
-
-    def counting(name: str, batch: int) -> dict:
-        return {shared[0]: jnp.full((1, 1), float(batch))}
-
-    found = probe(counting, {"a": iter(range(1, 9)), "b": iter(range(11, 19))}, shared, 4)["layer_0/query"]
-    norms = np.sqrt(np.einsum("nfrfr->nfr", found.rounds))
-    np.testing.assert_allclose(norms[:, 0], [[1, 2], [3, 4], [5, 6], [7, 8]], rtol=1e-6)
-    np.testing.assert_allclose(norms[:, 1], [[11, 12], [13, 14], [15, 16], [17, 18]], rtol=1e-6)
-
-
-def test_grams_of_two_blocks_add_up() -> None:
-    one, two = (Grams(np.full((2, 2, 2, 2, 2), x), np.full((2, 2, 2, 2), x)) for x in (1.0, 2.0))
-    assert (one + two).rounds.max() == (one + two).groups.min() == 3.0
-
-
-# The report
-
-SETTINGS = {"checkpoint": "runs/<b>", "step": 3, "strategy": "naive", "rounds": ROUNDS, "seed": 0}
+SETTINGS = {"checkpoint": "runs/<b>", "step": 3, "strategy": "naive", "rounds": 24, "seed": 0}
 SETTINGS |= {
     "batch_tokens": {"ner": 512, "tc": 1024},
     "examples": {"ner": 320, "tc": 640},
@@ -292,10 +118,12 @@ def result() -> dict:
     for n in reversed(range(LAYERS)):
         for j, kind in enumerate((*report.KINDS, "output_norm")):
             truth, snr = (-0.8, 1.0) if n == 9 else (0.0, 0.05) if n == 10 else (0.3, 1.0)
-            blocks[f"layer_{n}/{kind}"] = Grams(*stacks(simulated(truth, snr, 100 * n + j, dim=40)))
+            blocks[f"layer_{n}/{kind}"] = simulated.from_batches(
+                simulated.batches(truth, snr, 100 * n + j, dimensions=40)
+            )
     zero = blocks["layer_10/key"]
     blocks["layer_10/key"] = Grams(0 * zero.rounds, 0 * zero.groups)
-    blocks["embeddings/word"] = Grams(*stacks(simulated(0.5, 1.0, 7, dim=40)))
+    blocks["embeddings/word"] = simulated.from_batches(simulated.batches(0.5, 1.0, 7, dimensions=40))
     return report.content(blocks, ("ner", "tc"), SETTINGS)
 
 
@@ -377,7 +205,7 @@ def test_report_of_a_shared_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     def gradient(name: str, batch: np.ndarray) -> dict:
         return {path: jnp.full(shape, float(batch[0])) for path, shape in shapes.items()}
 
-    blocks = probe(gradient, {"ner": stream(1), "tc": stream(2)}, list(shapes), 4)
+    blocks = probe(gradient, {"ner": stream(1), "tc": stream(2)}, list(shapes), 4)["gradient"]
     result = report.content(blocks, ("ner", "tc"), SETTINGS)
     report.print_tables(result)
     assert page("Shared", report.html_parts(result))
