@@ -88,6 +88,12 @@ def get_config() -> ConfigDict:
     c.conflict = ConfigDict()  # the probe at fixed parameters
     c.conflict.rounds = 24  # each with two fresh batches per family
     c.conflict.seed = 1  # of the fresh batches
+    c.conflict.representations = ConfigDict()  # hidden states on held-out and downstream texts
+    c.conflict.representations.texts = 256  # of each family
+    c.conflict.representations.tokens = 2000  # of those, compared between encoders (CKA, effective rank)
+    c.conflict.representations.folds = 5  # of a linear probe, each with training and test rows of its own
+    c.conflict.representations.fold_rows = 128  # of training, and of test
+    c.conflict.representations.seed = 0  # of what is drawn
 
     c.downstream = ConfigDict()
     c.downstream.mode = "adapter"  # adapter (LoRA + linear head), probe (linear head), full

@@ -56,6 +56,11 @@ AT_LEAST = {
     "run.eval_every": 0,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
+    "conflict.representations.texts": 20,  # an interval needs that many
+    "conflict.representations.tokens": 20,
+    "conflict.representations.folds": 2,
+    "conflict.representations.fold_rows": 2,
+    "conflict.representations.seed": 0,
     "downstream.steps": 1,
     "downstream.batch_size": 1,
     "downstream.limit": 0,
