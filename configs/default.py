@@ -9,7 +9,8 @@ def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initialisation, data order and dropout
     c.strategy = "task_primary"  # none, individual_ner, individual_tc, naive, task_primary, shared_lora, frozen_lora
-    c.aggregator = "sum"  # of the families' gradients on shared parameters: sum, pcgrad
+    c.aggregator = "sum"  # of the families' gradients on shared parameters: see jaxprefit/surgery
+    c.aggregator_scope = "whole"  # weights for all shared parameters together, or for each 'block': layer, embeddings
     c.devices = 0  # on the mesh's data axis; 0: all
 
     c.model = ConfigDict()

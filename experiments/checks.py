@@ -17,6 +17,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
+from jaxprefit.surgery import SCOPES
 
 EXHAUSTION = ("repeat", "stop")
 
@@ -71,6 +72,7 @@ AT_LEAST = {
 }
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
 CHOICES = {
+    "aggregator_scope": SCOPES,
     "data.ner.loss": ("sigmoid", "softmax", "distill"),
     "data.ner.concept_encoder": ("frozen", "trained", "table"),
     "data.ner.exhaustion": EXHAUSTION,

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import wiring
-from jaxprefit import cli, loop, surgery, train
+from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
@@ -63,7 +63,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
     steps = parts.optimizer.steps if strategy.families else 0
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    step = train.make_step(parts.setup, tx, parts.optimizer, surgery.get(config.aggregator), parts.mesh, key)
+    step = train.make_step(parts.setup, tx, parts.optimizer, parts.aggregate, parts.mesh, key)
     curve = Curve(workdir / "held_out.jsonl", int(state.step), before)
     if config.run.eval_every:
         step = curve.during(step, config.run.eval_every, score)
@@ -86,6 +86,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "version": SUMMARY_VERSION,
         "strategy": strategy.name,
         "aggregator": config.aggregator,
+        "aggregator_scope": config.aggregator_scope,
         "seed": config.seed,
         "steps": int(state.step),
         "trainable_parameters": trainable,

@@ -55,6 +55,7 @@ class Run:
     optimizer: optim.OptimizerConfig
     mesh: jax.sharding.Mesh
     params: train.Params
+    aggregate: surgery.Aggregator
 
 
 def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -167,7 +168,8 @@ def lora_spec(config: ConfigDict) -> lora.LoraSpec:
 def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
     check(config)
-    surgery.get(config.aggregator)  # an unknown name fails before data is read; the next line too
+    # An unknown name fails before data is read; the next line too.
+    aggregate = surgery.get(config.aggregator, config.aggregator_scope)
     named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices)
@@ -200,7 +202,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     weights = {name: config.data[name].loss_weight for name in families}
     setup = train.Setup(Encoder(start.config), families, strategy, weights, spec.dropout)
     params = train.init_params(strategy, families, start, spec, jax.random.key(config.seed))
-    return Run(start, data, setup, optimizer, mesh, params)
+    return Run(start, data, setup, optimizer, mesh, params, aggregate)
 
 
 def streams(data: Mapping[str, FamilyData], trained: Iterable[str], config: ConfigDict, seed: int) -> dict[str, Any]:
@@ -267,7 +269,8 @@ def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
     """(state at step 0 on the mesh, its optimizer)."""
     flat = flatten_dict(run.params, sep="/")
     tx = optim.make_optimizer(run.setup.strategy, flat, run.optimizer)
-    return put_state(run.mesh, train.init_state(run.params, tx)), tx
+    kept = train.init_surgery(run.setup.strategy, run.params, run.aggregate)
+    return put_state(run.mesh, train.init_state(run.params, tx, kept)), tx
 
 
 def saved_config(config: ConfigDict) -> dict[str, Any]:

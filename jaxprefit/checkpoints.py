@@ -3,6 +3,7 @@
     WORKDIR/checkpoints/STEP/
         backbone      lora.<adapter>      head.<family>     one item each, restorable alone
         optimizer     moments and counts, by group of the touch table
+        surgery       what the aggregator keeps between steps, where it keeps anything
         data          position in each family's stream
         tokenizer     tokenizer.json's content
         meta          format version, config, encoder, touch table, step, names of all items
@@ -58,13 +59,13 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        trees = {name: ocp.args.PyTreeSave(tree) for name, tree in _items(state.params).items()}
-        meta = {**meta, "format_version": FORMAT_VERSION, "step": step, "items": sorted(trees)}
+        items = _items(state.params)
+        meta = {**meta, "format_version": FORMAT_VERSION, "step": step, "items": sorted(items)}
+        trees = {name: ocp.args.PyTreeSave(tree) for name, tree in {**items, **_states(state)}.items()}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 **trees,
-                optimizer=ocp.args.PyTreeSave(state.opt_state),
                 data=ocp.args.JsonSave(dict(data)),
                 tokenizer=ocp.args.JsonSave({"json": tokenizer}),
                 meta=ocp.args.JsonSave(meta),
@@ -84,7 +85,9 @@ class Checkpoints:
                 raise UserError(
                     f"{folder} was written with another {part}: {changed}; use a new --workdir, or change it back"
                 )
-        trees = {**_items(like.params), "optimizer": like.opt_state}
+        for name in _states(like):
+            _require(folder, name)
+        trees = {**_items(like.params), **_states(like)}
         args = {
             name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
             for name, tree in trees.items()
@@ -92,7 +95,7 @@ class Checkpoints:
         restored = self._manager.restore(step, args=ocp.args.Composite(**args, data=ocp.args.JsonRestore()))
         params = flatten_dict(_tree({name: restored[name] for name in _items(like.params)}), sep="/")
         at = jax.device_put(np.asarray(step, np.int32), like.step.sharding)
-        return TrainState(at, params, restored["optimizer"]), restored["data"]
+        return TrainState(at, params, restored["optimizer"], restored.get("surgery", ())), restored["data"]
 
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
@@ -127,6 +130,11 @@ def _items(params: Mapping[str, Any]) -> dict[str, Any]:
     for kind in ("lora", "head"):
         items |= {f"{kind}.{name}": sub for name, sub in tree.get(kind, {}).items()}
     return items
+
+
+def _states(state: TrainState) -> dict[str, Any]:
+    """Item name -> tree of what is kept beside the parameters. Orbax refuses a tree without leaves."""
+    return {"optimizer": state.opt_state} | ({"surgery": state.surgery} if jax.tree.leaves(state.surgery) else {})
 
 
 def _tree(items: Mapping[str, Any]) -> dict[str, Any]:

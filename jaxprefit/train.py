@@ -6,7 +6,7 @@ Each family has its own batch, so keeping the families' gradients apart costs no
 """
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -34,6 +34,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # [] int32, number of steps done
     params: dict[str, jax.Array]  # flat, by slash-joined path
     opt_state: optax.OptState
+    surgery: Any = ()  # what the aggregator keeps between steps; () for most
 
 
 class Setup(NamedTuple):
@@ -67,10 +68,16 @@ def named_key(key: jax.Array, name: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
+def init_state(params: Params, tx: optax.GradientTransformation, surgery_state: Any = ()) -> TrainState:
     """State at step 0."""
     flat = flatten_dict(params, sep="/")
-    return TrainState(jnp.zeros((), jnp.int32), flat, tx.init(flat))
+    return TrainState(jnp.zeros((), jnp.int32), flat, tx.init(flat), surgery_state)
+
+
+def init_surgery(strategy: Strategy, params: Params, aggregate: surgery.Aggregator) -> Any:
+    """The aggregator's state at step 0, for the blocks that the strategy shares between families."""
+    shared = [path for path in flatten_dict(params, sep="/") if len(strategy.touched_by(path)) > 1]
+    return aggregate.init(len(strategy.families), [gram_lib.by_layer(path) for path in shared])
 
 
 def apply_family(
@@ -142,26 +149,32 @@ def family_gradients(
 
 
 def combine(
-    grads: Mapping[str, Mapping[str, jax.Array]], aggregate: surgery.Aggregator
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Families' gradients -> one per parameter, and the Gram matrices [F, F] per layer over the shared ones.
+    grads: Mapping[str, Mapping[str, jax.Array]],
+    losses: jax.Array,
+    aggregate: surgery.Aggregator,
+    state: Any,
+    present: Sequence[int],
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array], Any]:
+    """Families' gradients -> one per parameter, the Gram matrices [F, F] per layer over the shared ones, the weights
+    [F] per group of layers, and the aggregator's next state.
 
     A parameter that a single family touches keeps that family's gradient. Shared ones get sum_i w_i g_i with the
-    weights computed from the Gram matrix of all shared parameters together.
+    weights of their group. `losses` [F] are the families' in `grads`, `present` their numbers among all families.
     """
     names = list(grads)
     combined = {path: g for name in names for path, g in grads[name].items()}
     if len(names) < 2:
-        return combined, {}
+        return combined, {}, {}, state
     # A list, not a set: sums taken in another order in another process would differ in their last bit.
     shared = [path for path in combined if sum(path in grads[n] for n in names) > 1]
     if not shared:
-        return combined, {}
+        return combined, {}, {}, state
     blocks = gram_lib.gram([{p: grads[n][p] for p in shared} for n in names], gram_lib.by_layer)
-    weights = aggregate(sum(blocks.values()))  # type: ignore[arg-type]
+    weights, state = aggregate(gram_lib.regroup(blocks, aggregate.group), losses, state, present)
     for path in shared:
-        combined[path] = sum(w * grads[n][path] for w, n in zip(weights, names))
-    return combined, blocks
+        mine = weights[aggregate.group(gram_lib.by_layer(path))]
+        combined[path] = sum(w * grads[n][path] for w, n in zip(mine, names))
+    return combined, blocks, weights, state
 
 
 def make_step(
@@ -179,7 +192,7 @@ def make_step(
 
     def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
         metrics: dict[str, jax.Array] = {}
-        grads, factors = {}, {}
+        grads, factors, losses = {}, {}, {}
         step_key = jax.random.fold_in(key, state.step)
         # Table order, whatever the order in the dict.
         for name in (n for n in setup.families if n in batches):
@@ -189,19 +202,22 @@ def make_step(
             # The static weight comes after clipping, which would cancel it.
             weight = setup.weights.get(name, 1.0)
             grads[name] = {path: weight * g for path, g in clipped.items()}
-            factors[name] = jnp.maximum(weight * factor, 1e-15)
+            factors[name], losses[name] = jnp.maximum(weight * factor, 1e-15), loss
             metrics |= {f"loss/{name}": loss, f"gradient_norm/{name}": norm}
             metrics |= {f"{metric}/{name}": value for metric, value in extra.items()}
             metrics[f"tokens/{name}"] = useful_tokens(batches[name])
-        combined, blocks = combine(grads, aggregate)
+        present = [i for i, name in enumerate(setup.families) if name in grads]
+        at_hand = jnp.stack([*losses.values()]).astype(jnp.float32)
+        combined, blocks, weights, kept = combine(grads, at_hand, aggregate, state.surgery, present)
         if blocks:
             # Logged before clipping and weights, so that norms compare; the step works on what comes after them.
             f = jnp.stack([factors[n] for n in grads])
             metrics |= {f"gram/{block}": m / (f[:, None] * f) for block, m in blocks.items()}
+            metrics |= {f"weights/{group}": w for group, w in weights.items()}
         params, opt_state = optim.apply_gradients(
             tx, setup.strategy, state.params, state.opt_state, combined, present=batches
         )
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, kept), metrics
 
     out = replicated(mesh)
     return jax.jit(step, donate_argnums=0, out_shardings=(out, out))

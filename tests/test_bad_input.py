@@ -64,6 +64,7 @@ def assert_clean(cache: Path, workdir: Path) -> None:
 SETTINGS = {
     "unknown strategy": ({"strategy": "task_primry"}, "strategy 'task_primry'", "did you mean 'task_primary'?"),
     "unknown aggregator": ({"aggregator": "pcgrd"}, "aggregator 'pcgrd'", "did you mean 'pcgrad'?"),
+    "unknown scope": ({"aggregator_scope": "layer"}, "aggregator_scope is 'layer'", "whole, block"),
     "no LoRA": ({"lora.rank": 0}, "lora.rank is 0", "at least 1"),
     "too many layers": ({"lora.last_layers": 2}, "lora.last_layers is 2", "1 to 1"),
     "unknown target": ({"lora.targets": ("quary",)}, "lora.targets", "quary", "query"),

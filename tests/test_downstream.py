@@ -283,7 +283,7 @@ def test_a_mode_moves_only_what_it_trains(mode: str, model: Model, tasks: dict[s
     optimizer = optim.OptimizerConfig(steps=5, warmup_steps=0)
     tx = optim.make_optimizer(MODES[mode], flatten_dict(params, sep="/"), optimizer)
     setup = train.Setup(Encoder(CONFIG), {"task": data.task}, MODES[mode], {})
-    step = train.make_step(setup, tx, optimizer, surgery.weighted_sum, make_mesh(1), jax.random.key(0))
+    step = train.make_step(setup, tx, optimizer, surgery.get("sum"), make_mesh(1), jax.random.key(0))
     state = jax.tree.map(jnp.array, train.init_state(params, tx))
     examples = [data.task.encode_record(data.train[i]) for i in range(8)]
     batch = data.task.collate(examples, padded(examples, 32))
@@ -326,7 +326,7 @@ def test_losses_are_those_of_the_plain_loop(mode: str, model: Model, tasks: dict
     whole = flatten_dict(params, sep="/")
     tx = optim.make_optimizer(MODES[mode], whole, cfg.optimizer)
     setup = train.Setup(Encoder(CONFIG), {"task": data.task}, MODES[mode], {})
-    reference = train.make_step(setup, tx, cfg.optimizer, surgery.weighted_sum, make_mesh(1), jax.random.key(0))
+    reference = train.make_step(setup, tx, cfg.optimizer, surgery.get("sum"), make_mesh(1), jax.random.key(0))
     expected = jax.tree.map(jnp.array, train.init_state(params, tx))
     for texts in batches.epochs(40, 16, 4, seed=0):
         placed = batches.fit([texts, texts], [len(e["ids"]) for e in examples], 64)

@@ -22,7 +22,7 @@ from golden.model_files import VOCABULARY, write_model
 
 import jaxprefit
 from experiments import conflict, downstream, prefinetune, wiring
-from jaxprefit import surgery, train
+from jaxprefit import train
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -283,8 +283,7 @@ def test_shapes_of_a_step_of_every_config(file: str, cache: Path, tmp_path: Path
     parts = wiring.make_run(config, tmp_path / "run")
     state, tx = wiring.fresh_state(parts)
     streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
-    aggregate = surgery.get(config.aggregator)
-    step = train.make_step(parts.setup, tx, parts.optimizer, aggregate, parts.mesh, jax.random.key(0))
+    step = train.make_step(parts.setup, tx, parts.optimizer, parts.aggregate, parts.mesh, jax.random.key(0))
     after, metrics = jax.eval_shape(step, state, {name: next(stream).batch for name, stream in streams.items()})
     assert jax.tree.structure(after) == jax.tree.structure(state)
     described = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)] for s in (state, after)]

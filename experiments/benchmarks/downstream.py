@@ -78,7 +78,7 @@ def plain(model: Model, data: TaskData, spec: lora.LoraSpec, cfg: FinetuneConfig
     tx = optim.make_optimizer(strategy, flat, cfg.optimizer)
     state = put_state(mesh, jax.tree.map(jax.numpy.array, train.init_state(params, tx)))
     setup = train.Setup(Encoder(model.config), {"task": data.task}, strategy, {}, spec.dropout)
-    step = train.make_step(setup, tx, cfg.optimizer, surgery.weighted_sum, mesh, step_key)
+    step = train.make_step(setup, tx, cfg.optimizer, surgery.get("sum"), mesh, step_key)
     rows = subset(len(data.train), cfg.fraction, cfg.limit)
     examples = [data.task.encode_record(data.train[int(i)]) for i in rows]
     length = _up(max(len(e["ids"]) for e in examples))

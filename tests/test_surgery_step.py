@@ -1,0 +1,127 @@
+"""Aggregators inside the train step: every method at every scope, states kept, absent families, resume."""
+
+import functools
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprefit import optim, strategies, surgery, train
+from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.errors import UserError
+from jaxprefit.sharding import make_mesh, put_state
+
+STATEFUL = ("uncertainty", "gradnorm", "famo", "gradvac")
+CONFIG = optim.OptimizerConfig(steps=10, warmup_steps=0, backbone_lr=1e-2, head_lr=1e-2)
+META: dict[str, Any] = {part: {} for part in ("config", "encoder", "families", "data", "tokenizer")}
+
+
+class Toy:
+    """A loss without an encoder: distance of two layers' vectors from the batch."""
+
+    def loss(self, head: Any, encode: Any, batch: Any) -> tuple[jax.Array, dict]:
+        layers = encode.variables["params"]
+        first, second = layers["layer_0"]["kernel"], layers["layer_1"]["kernel"]
+        return jnp.mean((first - batch["x"]) ** 2) + jnp.mean((head["kernel"] * second - batch["x"]) ** 2), {}
+
+
+FAMILIES = {name: Toy() for name in ("ner", "tc", "mlm")}
+
+
+@functools.cache
+def make(name: str, scope: str, families: int = 2) -> tuple[Any, Any]:
+    """(jitted step, its first state as NumPy)."""
+    chosen: Any = dict([*FAMILIES.items()][:families])
+    strategy = strategies.make("naive", chosen)
+    params: train.Params = {
+        "backbone": {f"layer_{i}": {"kernel": jnp.linspace(-1, 1 + i, 4)} for i in range(2)},
+        "head": {f: {"kernel": jnp.ones(4)} for f in chosen},
+    }
+    aggregate = surgery.get(name, scope)
+    flat = {f"backbone/layer_{i}/kernel": 0 for i in range(2)} | {f"head/{f}/kernel": 0 for f in chosen}
+    tx = optim.make_optimizer(strategy, flat, CONFIG)  # type: ignore[arg-type]
+    state = train.init_state(params, tx, train.init_surgery(strategy, params, aggregate))
+    setup = train.Setup(None, chosen, strategy, {})  # type: ignore[arg-type]
+    step = train.make_step(setup, tx, CONFIG, aggregate, make_mesh(1), jax.random.key(0))
+    return step, jax.device_get(state)
+
+
+def batches(number: int, families: int = 2) -> dict[str, dict]:
+    rng = np.random.default_rng(number)
+    names = [*FAMILIES][:families]
+    return {n: {"segments": np.ones((1, 1), np.int32), "x": rng.normal(i, 1, 4).astype(np.float32)}
+            for i, n in enumerate(names)}  # fmt: skip
+
+
+def start(state: Any) -> Any:
+    return put_state(make_mesh(1), jax.tree.map(np.array, state))
+
+
+@pytest.mark.parametrize("scope", surgery.SCOPES)
+@pytest.mark.parametrize("name", surgery.METHODS)
+def test_every_method_trains_at_every_scope_and_compiles_once(name: str, scope: str) -> None:
+    step, fresh = make(name, scope)
+    state, kept = start(fresh), []
+    for number in range(3):
+        state, metrics = step(state, batches(number))
+        kept.append(jax.device_get(state.surgery))
+        groups = {key.removeprefix("weights/") for key in metrics if key.startswith("weights/")}
+        assert groups == ({"whole"} if scope == "whole" else {"layer_0", "layer_1"})
+    assert step._cache_size() == 1
+    assert all(np.isfinite(p).all() for p in state.params.values())
+    assert bool(jax.tree.leaves(kept[0])) == (name in STATEFUL)
+    for leaf in jax.tree.leaves(kept[0]):
+        assert leaf.shape[0] == len(groups) and set(leaf.shape[1:]) == {2}
+    moved = [(a != b).any() for a, b in zip(*map(jax.tree.leaves, (kept[0], kept[2])))]
+    assert any(moved) == (name in STATEFUL)
+
+
+def test_a_block_is_weighed_by_its_own_gram_matrix() -> None:
+    step, fresh = make("imtl_g", "block")
+    _, metrics = step(start(fresh), batches(0))
+    for block in ("layer_0", "layer_1"):
+        norms = np.sqrt(np.diag(metrics[f"gram/{block}"]))  # before clipping, which takes the same factor of all blocks
+        factor = 1 / np.maximum(1, [float(metrics[f"gradient_norm/{f}"]) for f in ("ner", "tc")])
+        expected = 1 / (norms * factor)
+        np.testing.assert_allclose(metrics[f"weights/{block}"], expected / expected.sum(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "gradvac"])
+def test_an_absent_familys_part_of_the_state_stays(name: str) -> None:
+    step, fresh = make(name, "block", families=3)
+    state, _ = step(start(fresh), batches(0, 3))
+    before = jax.device_get(state.surgery)
+    state, _ = step(state, {n: b for n, b in batches(1, 3).items() if n != "tc"})
+    for a, b in zip(*map(jax.tree.leaves, (before, jax.device_get(state.surgery)))):
+        there = np.ix_(range(2), *[[0, 2]] * (a.ndim - 1))
+        assert (a[there] != b[there]).any()
+        a[there] = b[there]
+        np.testing.assert_array_equal(a, b)
+    state, _ = step(state, {"ner": batches(2)["ner"]})  # a family alone has nothing to weigh
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.surgery), jax.tree.map(np.asarray, state.surgery))
+
+
+@pytest.mark.parametrize("name", ["gradvac", "famo"])
+def test_a_resumed_run_has_the_aggregators_state_bit_for_bit(name: str, tmp_path: pathlib.Path) -> None:
+    step, fresh = make(name, "block")
+    state = start(fresh)
+    for number in range(4):
+        if number == 2:
+            Checkpoints(tmp_path).save(state, {}, "{}", META)
+        state, _ = step(state, batches(number))
+    resumed, _ = Checkpoints(tmp_path).restore(2, start(fresh), META)
+    assert jax.tree.structure(resumed) == jax.tree.structure(state)
+    for number in (2, 3):
+        resumed, _ = step(resumed, batches(number))
+    assert step._cache_size() == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(resumed), jax.device_get(state))
+
+
+def test_a_checkpoint_without_the_aggregators_state_is_refused(tmp_path: pathlib.Path) -> None:
+    without, with_state = make("sum", "whole")[1], make("famo", "whole")[1]
+    Checkpoints(tmp_path).save(start(without), {}, "{}", META)
+    with pytest.raises(UserError, match="lacks its item 'surgery'"):
+        Checkpoints(tmp_path).restore(0, start(with_state), META)
