@@ -17,6 +17,9 @@ from jaxprefit.conflict.gram import Flat
 Loss = Callable[[dict[str, jax.Array]], jax.Array]
 """Parameters by path -> a scalar."""
 
+Product = Callable[[Flat, Flat], Flat]
+"""(parameters, v) -> (d^2 L) v by the paths of v: `hessian_vector` of a loss, best jitted once for all calls."""
+
 _NODES, _WEIGHTS = (x / 2 for x in np.polynomial.legendre.leggauss(3))
 
 
@@ -41,12 +44,12 @@ def hessian_vector(loss: Loss, params: Flat, vector: Flat) -> dict[str, jax.Arra
     return product
 
 
-def along(loss: Loss, params: Flat, update: Flat) -> jax.Array:
+def along(product: Product, params: Flat, update: Flat) -> jax.Array:
     """[] u^T H u / |u|^2 at `params`; NaN for u = 0."""
-    return dot(update, hessian_vector(loss, params, update)) / dot(update, update)
+    return dot(update, product(params, update)) / dot(update, update)
 
 
-def multi_task_curvature(loss: Loss, params: Flat, update: Flat, gradient: Flat) -> jax.Array:
+def multi_task_curvature(product: Product, params: Flat, update: Flat, gradient: Flat) -> jax.Array:
     """[] H = int_0^1 g^T (d^2 L at theta + a u) g da over |g|^2: curvature the step meets on its way, per unit length.
 
     Yu et al., arXiv 2001.06782, the integral before theorem 2; three Gauss-Legendre nodes, exact for losses up to the
@@ -55,22 +58,18 @@ def multi_task_curvature(loss: Loss, params: Flat, update: Flat, gradient: Flat)
     total = jnp.zeros(())
     for node, weight in zip(_NODES + 0.5, _WEIGHTS):
         there = {**params, **{path: params[path] + node * u for path, u in update.items()}}
-        total += weight * dot(gradient, hessian_vector(loss, there, gradient))
+        total += weight * dot(gradient, product(there, gradient))
     return total / dot(gradient, gradient)
 
 
-def largest(loss: Loss, params: Flat, start: Flat, iterations: int = 20) -> jax.Array:
+def largest(product: Product, params: Flat, start: Flat, iterations: int = 20) -> jax.Array:
     """[] |largest eigenvalue| of the Hessian over the paths of `start`, by power iteration: the Lipschitz constant here
     of the gradient, from below. `start` [..] is a random direction."""
-
-    def step(v: dict[str, jax.Array], _: Any) -> tuple[dict[str, jax.Array], jax.Array]:
-        product = hessian_vector(loss, params, v)
-        norm = jnp.sqrt(dot(product, product))
-        return {path: x / jnp.maximum(norm, 1e-30) for path, x in product.items()}, norm
-
-    length = jnp.sqrt(dot(start, start))
-    _, norms = jax.lax.scan(step, {path: x / length for path, x in start.items()}, None, iterations)
-    return norms[-1]
+    vector, norm = dict(start), jnp.sqrt(dot(start, start))
+    for _ in range(iterations):
+        vector = dict(product(params, {path: x / jnp.maximum(norm, 1e-30) for path, x in vector.items()}))
+        norm = jnp.sqrt(dot(vector, vector))
+    return norm
 
 
 class Triad(NamedTuple):

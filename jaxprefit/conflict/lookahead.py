@@ -4,6 +4,7 @@ The measured part is the inter-task affinity of Fifty et al., arXiv 2109.04617 (
 in the step. Where they agree, the transfer that Gram matrices predict (`noise.transfer`) is what happens.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -37,12 +38,18 @@ def look_ahead(loss: Loss, params: Flat, updates: Mapping[str, Flat], held: Mapp
     shape = max(len(held[name]) for name in names), len(names), len(names)
     found = Affinity(*(np.full(shape, np.nan) for _ in Affinity._fields))
     for j, name in enumerate(names):
-        change = jax.jit(lambda p, u, batch, name=name: _change(lambda q: loss(name, q, batch), p, u))
+        change = _compiled(loss, name)
         for b, batch in enumerate(held[name]):
             for i, other in enumerate(names):
                 for z, value in zip(found, change(dict(params), dict(updates[other]), batch)):
                     z[b, i, j] = value
     return found
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(loss: Loss, name: str) -> Callable[..., tuple[jax.Array, ...]]:
+    """Once for all calls with this `loss`."""
+    return jax.jit(lambda p, u, batch: _change(lambda q: loss(name, q, batch), p, u))
 
 
 def _change(loss: Callable, params: dict[str, jax.Array], update: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
