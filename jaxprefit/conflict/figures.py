@@ -32,7 +32,7 @@ def over_training(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
 
 
 def layers(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """Per layer: corrected and raw cosine with intervals, share of negative rounds, ratio of norms."""
+    """Per layer: corrected and raw cosine with intervals, share of negative batches, ratio of norms."""
     blocks, (a, b) = pair["blocks"]["layer"], pair["families"]
     names = list(blocks)
     figure = matplotlib.figure.Figure(figsize=(12, 0.4 * len(names) + 1.9), layout="constrained")
@@ -61,7 +61,7 @@ def layers(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
     corrected.set_xlabel(f"noise-corrected cosine, {a} with {b}, 95 %")
     corrected.invert_yaxis()
     raw.set_xlabel("raw cosine of batch gradients, 95 %")
-    share.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="share of negative rounds")
+    share.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="share of negative batches")
     norm.set(xlim=(0, None), xlabel=f"norm {a} / {b}")
     return figure
 

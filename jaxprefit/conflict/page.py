@@ -83,7 +83,7 @@ def layers(result: Mapping[str, Any]) -> list[str]:
 
 def modules(result: Mapping[str, Any]) -> list[str]:
     """The probe's blocks by kind of matrix."""
-    out = []
+    out = [html.paragraph(f"From the same {result['probe']['rounds']} rounds as by layer.")]
     for pair in result["probe"]["pairs"]:
         a, b = pair["families"]
         alt = f"Noise-corrected cosine between {a} and {b} by layer and kind of matrix"
@@ -99,21 +99,23 @@ def ablation(section: Mapping[str, Any]) -> list[str]:
     over = ", ".join(f"{n} held-out batches of {f}" for f, n in section["batches"].items())
     crossed = "seeds and batches" if len(section["seeds"]) > 1 else "batches of one seed, which says nothing of others"
     plain, *changed = section["rows"]
+    ends = ", ".join(f"{loss:.4f} nats of {f}" for f, loss in plain["loss"].items())
     stops = [r for r in changed if r["stopped"]]
     controls = [r for r in changed if not r["stopped"]]
     out = [
         html.paragraph(
             f"Trainings of {section['steps']} steps from the run's start (seeds {seeds}) that differ in one thing, and"
             f" the change of the mean held-out loss against the run as it is, over {over}. Intervals are paired, over"
-            f" {crossed}; verdicts are adjusted by Holm. Below zero: the loss is lower, better, with the change."
+            f" {crossed}; verdicts are adjusted by Holm. Below zero: the loss is lower, better, with the change. The run as"
+            f" it is ends at {ends}."
         )
     ]
     for title, group in (("One family stopped on one block", stops), ("Controls without any stop", controls)):
         if not group:
             continue
         picture = html.picture(figures.effects(group, families), f"{title}: change of held-out losses")
-        columns = [c for f in families for c in (f"{f} loss, nats", f"change of {f} [95 %]", "verdict")]
-        table = html.table(["variant", *columns], [[r["says"], *_effects(r, families)] for r in (plain, *group)])
+        columns = [c for f in families for c in (f"change of {f} loss, nats [95 %]", "verdict")]
+        table = html.table(["variant", *columns], [[r["says"], *_effects(r, families)] for r in group])
         out += [html.paragraph(f"{title}."), picture, table]
     return out
 
@@ -189,9 +191,8 @@ def _effects(row: Mapping[str, Any], families: Sequence[str]) -> list[str]:
     out = []
     for f in families:
         effect = row["effect"].get(f)
-        loss = f"{row['loss'][f]:.4f}" if f in row["loss"] else "-"
         change = f"{signed(effect['difference'], 4)} {bounds(effect['interval'], 4)}" if effect else "-"
-        out += [loss, change, effect["verdict"] if effect else "-"]
+        out += [change, effect["verdict"] if effect else "-"]
     return out
 
 

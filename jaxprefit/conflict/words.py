@@ -59,6 +59,8 @@ def _gradients(pair: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         if known(whole)
         else ""
     )
+    if whole["verdict"] == "undecided" and whole["batches_for_sign"] is not None:
+        number = f" (about {whole['batches_for_sign']:,.0f} batches a family would, {whole['batches']} were drawn)"
     sizes = " and ".join(f"{probe['batch_tokens'][f]:,} tokens of {f}" for f in (a, b))
     layers = _by_verdict(pair["blocks"]["layer"])
     return (
