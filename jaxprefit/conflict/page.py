@@ -106,8 +106,8 @@ def ablation(section: Mapping[str, Any]) -> list[str]:
         html.paragraph(
             f"Trainings of {section['steps']} steps from the run's start (seeds {seeds}) that differ in one thing, and"
             f" the change of the mean held-out loss against the run as it is, over {over}. Intervals are paired, over"
-            f" {crossed}; verdicts are adjusted by Holm. Below zero: the loss is lower, better, with the change. The run as"
-            f" it is ends at {ends}."
+            f" {crossed}; verdicts are adjusted by Holm. Below zero: the loss is lower, better, with the change."
+            f" The run as it is ends at {ends}."
         )
     ]
     for title, group in (("One family stopped on one block", stops), ("Controls without any stop", controls)):
