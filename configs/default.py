@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
 
     c.lora = ConfigDict()
     c.lora.last_layers = 3  # on the last k layers
+    c.lora.layers = ()  # instead, on these layers, from 0 at the input, as experiments.conflict may advise
     c.lora.targets = LINEAR_MAPS
     c.lora.rank = 16
     c.lora.alpha = 32.0  # the low-rank path is scaled by alpha / rank
@@ -84,11 +85,21 @@ def get_config() -> ConfigDict:
     c.run.checkpoint_every = 100  # steps
     c.run.keep = 2  # newest checkpoints kept
     c.run.log_every = 1  # steps between lines of metrics.jsonl
+    c.run.log_gram = True  # the families' Gram matrices among them, which mode online of experiments.conflict reads
     c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
-    c.conflict = ConfigDict()  # the probe at fixed parameters
-    c.conflict.rounds = 24  # each with two fresh batches per family
+    c.conflict = ConfigDict()
+    c.conflict.mode = "probe"  # or online, ablate, represent, advise, compare: see experiments/conflict.py
+    c.conflict.rounds = 24  # of a probe, each with two fresh batches per family
     c.conflict.seed = 1  # of the fresh batches
+    c.conflict.lookahead = 4  # steps a family tried on held-out batches, for affinity and curvature; 0: none
+    c.conflict.windows = 10  # of training steps, in mode online
+    c.conflict.ablation = ConfigDict()
+    c.conflict.ablation.steps = 100  # of each short training; the run's learning rates, its warm-up in proportion
+    c.conflict.ablation.seeds = (0, 1, 2)  # of the start's random parts, data order and dropout
+    c.conflict.ablation.blocks = ()  # stopped, such as ("embeddings", "layer_0"); empty: all shared ones
+    c.conflict.ablation.layers = 1  # neighbouring layers stopped together
+    c.conflict.ablation.controls = True  # also loss weights, temperatures, steps, families alone
     c.conflict.representations = ConfigDict()  # hidden states on held-out and downstream texts
     c.conflict.representations.texts = 256  # of each family
     c.conflict.representations.tokens = 2000  # of those, compared between encoders (CKA, effective rank)

@@ -57,6 +57,10 @@ AT_LEAST = {
     "run.eval_every": 0,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
+    "conflict.lookahead": 0,
+    "conflict.windows": 1,
+    "conflict.ablation.steps": 1,
+    "conflict.ablation.layers": 1,
     "conflict.representations.texts": 20,  # an interval needs that many
     "conflict.representations.tokens": 20,
     "conflict.representations.folds": 2,
@@ -73,6 +77,7 @@ AT_LEAST = {
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
 CHOICES = {
     "aggregator_scope": SCOPES,
+    "conflict.mode": ("probe", "online", "ablate", "represent", "advise", "compare"),
     "data.ner.loss": ("sigmoid", "softmax", "distill"),
     "data.ner.concept_encoder": ("frozen", "trained", "table"),
     "data.ner.exhaustion": EXHAUSTION,
@@ -123,9 +128,10 @@ def check(config: ConfigDict) -> None:
         resolve(settings.sources, family.of(settings).kind, DATASETS)
     for name, task in TASKS.items():
         resolve(_get(config, f"downstream.{name}"), task.kind, DATASETS)
-    seeds = config.downstream.seeds
-    if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
-        raise UserError(f"downstream.seeds is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
+    for key in ("downstream.seeds", "conflict.ablation.seeds"):
+        seeds = _get(config, key)
+        if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
+            raise UserError(f"{key} is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
 
 
 def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> None:

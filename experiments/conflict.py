@@ -1,108 +1,135 @@
-r"""Where do the families' gradients conflict? A report from a checkpoint and batches drawn anew.
+r"""Where do the families' gradients conflict, does it cost anything, and where should LoRA go? One report, by parts.
 
-python -m experiments.conflict --config=configs/minilm.py --checkpoint=runs/naive --workdir=runs/naive_conflict
+python -m experiments.conflict --config=configs/minilm.py --checkpoint=runs/naive --workdir=runs/naive_conflict \
+    --config.conflict.mode=probe
 
-At the checkpoint's parameters, per block of the shared parameters (embeddings, each layer, each kind of matrix): the
-cosine between families, the cosine of two disjoint batches of one family as the reference level, the noise-corrected
-cosine, the share of rounds below zero, the ratio of norms. Batches are the run's training rows in a new
-order; gradients are taken before clipping and loss weights. Sources, batch sizes and LoRA are the run's own; from
---config come only conflict.*, devices, and data.root and data.cache where given. Writes conflict.json, conflict.html,
-and grams.npz with the raw Gram matrices.
+Each mode adds its section to WORKDIR/conflict.json and conflict.html:
+
+  probe    at the checkpoint's parameters, on the run's training rows in a new order: per block of the shared parameters
+           the cosine between families, that of two batches of one family as the reference level, the noise-corrected
+           cosine, and more, before clipping and loss weights; the transfer between families that this predicts, also
+           in Adam's metric, and the affinity measured by trying steps; curvature. Also grams.npz
+  online   the trend over training, from the Gram matrices that the run logged
+  ablate   short trainings from the run's start with one family's gradient stopped on one block, and controls: what
+           that does to the held-out losses. One file a cell below WORKDIR/ablation; the same command continues
+  represent  hidden states of every layer against the start encoder's: CKA, how near a sentence's tokens are, linear
+           probes of downstream.ner and downstream.tc (experiments.representations does it for several runs)
+  advise   where the families' LoRAs should go, from what the report holds by then: advice.json, for
+           experiments.prefinetune --config.lora=@WORKDIR/advice.json
+  compare  several runs or reports side by side: --checkpoint=runs/naive,runs/task_primary_conflict
+
+Sources, batch sizes and LoRA are the run's own; from --config come only conflict.*, downstream.*, devices, and
+data.root, data.cache and model.path where given.
 """
 
+import hashlib
+import json
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 
 import jaxprefit
-from experiments import wiring
+from experiments import conflict_ablate, conflict_compare, conflict_probe, representations, wiring
 from experiments.checks import check
-from jaxprefit import cli, train
-from jaxprefit.conflict import report as conflict_report
-from jaxprefit.conflict.probe import probe
-from jaxprefit.data import mixture
+from jaxprefit import cli, lora
+from jaxprefit.checkpoints import PLACES
+from jaxprefit.conflict import advice, online, page, report, words
+from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
-from jaxprefit.html import page
-from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state
+from jaxprefit.html import page as html_page
+from jaxprefit.loading import Model
+from jaxprefit.strategies import make
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool = True) -> dict[str, Any]:
-    """Probes the checkpoint, writes the report, prints it where `show`, returns what conflict.json holds."""
+    """Measures what conflict.mode names, writes the report, prints it where `show`, and returns conflict.json."""
     if not checkpoint:
         raise UserError("--checkpoint is missing; give the workdir of a run that trained two families together")
     check(config)
-    model = jaxprefit.load(checkpoint)
-    if not model.meta:
-        raise UserError(f"{checkpoint} is a plain encoder, no run; the probe needs both families' heads")
-    strategy = model.strategy
-    flat = flatten_dict(model.params, sep="/")
-    shared = [path for path in flat if len(strategy.touched_by(path)) > 1]
-    if not shared:
-        raise UserError(f"strategy '{strategy.name}' shares no parameter between families; nothing can conflict")
-    if len(strategy.families) != 2:
-        there = ", ".join(strategy.families)
-        raise UserError(
-            f"the probe compares two families, and {checkpoint} trained {there}; leave out the sources of one"
-        )
-    saved, data, setup = wiring.reopen(model, config, workdir)
-    mesh = make_mesh(config.devices)
-    for name in setup.families:
-        check_rows(mesh, saved.data[name].rows, f"data.{name}.rows of the run")
-    flat = put_state(mesh, flat)
-    gradients = {
-        name: jax.jit(lambda f, batch, name=name: train.family_gradients(setup, name, f, batch, None)[2])
-        for name in setup.families
-    }
-    streams = wiring.streams(data, setup.families, saved, config.conflict.seed + 7919)
-    drawn = dict.fromkeys(setup.families, 0)
-
-    def gradient(name: str, batch: mixture.Drawn) -> Mapping[str, jax.Array]:
-        drawn[name] = sum(batch.examples.values())
-        return gradients[name](flat, put_batch(mesh, batch.batch))
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
-        row = bar.add_task("probing", total=config.conflict.rounds)
-        blocks = probe(
-            gradient,
-            streams,
-            shared,
-            config.conflict.rounds,
-            lambda n: bar.update(row, completed=n),
-        )
-    for stream in streams.values():
-        stream.close()
-    settings = {
-        "checkpoint": checkpoint,
-        "step": model.meta["step"],
-        "strategy": strategy.name,
-        "rounds": config.conflict.rounds,
-        "batch_tokens": {name: wiring.layout(saved, name).tokens for name in setup.families},
-        "examples": drawn,
-        "rows": {name: sum(len(part) for _, part in data[name].train) for name in setup.families},
-        "seed": config.conflict.seed,
-    }
-    first, second = setup.families
-    result = conflict_report.content(blocks, (first, second), settings)
+    file, mode = workdir / "conflict.json", config.conflict.mode
+    if mode == "compare":
+        about = dict.fromkeys(("strategy", "aggregator", "step", "seed", "families", "fingerprint"))
+        about = {"checkpoint": checkpoint, **about}
+        report.content(about, {}, file)  # another report in the workdir is refused before anything is measured
+        sections = {"compare": conflict_compare.measure(config, workdir, checkpoint.split(","), run)}
+        title = "Gradient conflict: runs side by side"
+    else:
+        model = jaxprefit.load(checkpoint)
+        shared = shared_paths(model, checkpoint)
+        about = identity(model, checkpoint)
+        sections = _measure(config, workdir, model, shared, report.content(about, {}, file))
+        title = f"Gradient conflict: {about['strategy']}, step {about['step']}"
+    result = report.content(about, sections, file)
     workdir.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{block}:{part}": array for block, g in blocks.items() for part, array in g._asdict().items()}
-    np.savez(workdir / "grams.npz", **arrays)
-    write_json(workdir / "conflict.json", result)
-    title = f"Gradient conflict: {strategy.name}, step {model.meta['step']}"
-    write_text(workdir / "conflict.html", page(title, conflict_report.html_parts(result)))
+    write_json(file, result)
+    write_text(workdir / "conflict.html", html_page(title, page.sections(result)))
+    if mode == "advise":
+        write_json(workdir / "advice.json", result["advice"]["lora"])
     if show:
-        conflict_report.print_tables(result)
-    print(f"wrote {workdir / 'conflict.json'} and {workdir / 'conflict.html'}")
+        if mode == "probe":
+            report.print_tables(result)
+        print("\n".join(words.verdict(result)))
+    print(f"wrote {file} and {workdir / 'conflict.html'}")
     return result
 
 
+def shared_paths(model: Model, checkpoint: str) -> list[str]:
+    """The parameters that all families of the run touch. Raises UserError where there is none, or no run."""
+    if not model.meta:
+        raise UserError(f"{checkpoint} is a plain encoder, no run; the analysis needs the heads of its families")
+    strategy = model.strategy
+    everyone = len(strategy.families)
+    shared = [path for path in flatten_dict(model.params, sep="/") if len(strategy.touched_by(path)) == everyone > 1]
+    if not shared:
+        raise UserError(f"strategy '{strategy.name}' shares no parameter between families; nothing can conflict")
+    return shared
+
+
+def identity(model: Model, checkpoint: str) -> dict[str, Any]:
+    """Which run a report is about."""
+    meta = model.meta
+    settings = {k: v for k, v in flatten_dict(meta["config"], sep=".").items() if k not in PLACES}
+    content = json.dumps([settings, meta["data"], meta["encoder"], meta["step"]], sort_keys=True)
+    return {
+        "checkpoint": checkpoint,
+        "strategy": model.strategy.name,
+        "aggregator": meta["config"]["aggregator"],
+        "step": meta["step"],
+        "seed": meta["config"]["seed"],
+        "families": list(model.strategy.families),
+        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:12],
+    }
+
+
+def _measure(
+    config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], there: dict[str, Any]
+) -> dict[str, Any]:
+    """The sections of one mode; `there` is the report so far."""
+    mode, checkpoint = config.conflict.mode, pathlib.Path(there["run"]["checkpoint"])
+    if mode == "probe":
+        return {"probe": conflict_probe.measure(config, workdir, model, shared, str(checkpoint))}
+    if mode == "represent":
+        start = wiring.start_encoder(wiring.original(model, config, workdir), wiring.cache_folder(config, workdir))
+        plain = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
+        models = {"start": plain, model.strategy.name: model}
+        return {"representations": representations.measure_models(config, workdir, models)}
+    if mode == "ablate":
+        return {"ablation": conflict_ablate.measure(config, workdir, model, shared)}
+    if mode == "online":
+        folder = checkpoint.parents[1] if checkpoint.name.isdigit() else checkpoint
+        families = model.strategy.families
+        logged = online.read(folder / "metrics.jsonl", families, model.meta["step"])
+        return {"online": online.content(logged, families, config.conflict.windows)}
+    if there["probe"] is None:
+        raise UserError(f"{workdir} holds no probe to advise from; run mode probe with the same workdir first")
+    own = model.meta["config"]["lora"]
+    spec = lora.LoraSpec(own["last_layers"], tuple(own["targets"]), own["rank"], own["alpha"])
+    rows = there["ablation"]["rows"] if there["ablation"] else None
+    return {"advice": advice.advise(there["probe"]["pairs"], rows, spec, EncoderConfig(**model.meta["encoder"]))}
+
+
 if __name__ == "__main__":
-    cli.run(run, __doc__ or "", checkpoint="Workdir of a run, or one of its steps.")
+    cli.run(run, __doc__ or "", checkpoint="Workdir of a run, or one of its steps; mode compare: several, with commas.")

@@ -62,8 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         checkpoints.save(state, positions, tokenizer, meta)
 
     steps = parts.optimizer.steps if strategy.families else 0
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    step = train.make_step(parts.setup, tx, parts.optimizer, parts.aggregate, parts.mesh, key)
+    step = wiring.make_step(parts, tx, config)
     curve = Curve(workdir / "held_out.jsonl", int(state.step), before)
     if config.run.eval_every:
         step = curve.during(step, config.run.eval_every, score)

@@ -21,6 +21,7 @@ from rich.table import Table
 import jaxprefit
 from experiments import conflict, downstream, prefinetune, wiring
 from jaxprefit import cli, html
+from jaxprefit.conflict import figures, page
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
@@ -50,6 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             "tasks": scores["tasks"],
         }
     found = conflict.run(config, workdir / "conflict", str(workdir / "naive"), show=False)
+    (pair,) = found["probe"]["pairs"]
     summary = {
         "schema": "jaxprefit.quickstart",
         "version": SUMMARY_VERSION,
@@ -58,7 +60,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "steps": config.optimizer.steps,
         "device": trained["device"],
         "strategies": results,
-        "conflict": found["blocks"]["layer"] | found["blocks"]["whole"],
+        "conflict": pair["blocks"]["layer"] | pair["blocks"]["whole"],
     }
     write_json(workdir / "summary.json", summary)
     write_report(workdir, summary, found)
@@ -106,10 +108,13 @@ def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str
             "Strategies",
             [html.paragraph(text), html.picture(*pictures["scores"]), html.table(HEADER, rows(summary))],
         ),
-        *((f"Conflict in the naive run: {h.lower()}", parts) for h, parts in conflict_report.html_parts(found)),
+        ("Conflict in the naive run: per layer", page.layers(found)),
+        ("Conflict in the naive run: per matrix", page.modules(found)),
     ]
     write_text(workdir / "report.html", html.page("jaxprefit quickstart", sections))
-    for name, (figure, _) in {**pictures, **conflict_report.figures(found)}.items():
+    (pair,) = found["probe"]["pairs"]
+    drawn = {"scores": pictures["scores"][0], "layers": figures.layers(pair), "modules": figures.modules(pair)}
+    for name, figure in drawn.items():
         (workdir / f"{name}.png").write_bytes(html.png(figure))
 
 

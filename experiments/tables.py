@@ -32,12 +32,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
             continue
         content = json.loads(file.read_text())
         if kind := KINDS.get(content.get("schema", "")):
+            if kind == "conflict" and not (content["version"] == conflict_report.VERSION and content["probe"]):
+                continue  # of an older version, or without the section shown here
             found[kind].append(_without_folders(content))
     if not any(found.values()):
         raise UserError(f"{runs} holds no summary.json, scores.json or conflict.json")
     written: list[pathlib.Path] = []
     for kind, contents in found.items():
-        contents.sort(key=lambda c: (ORDER.index(_strategy(c)), c.get("step") or 0, c.get("seed", 0)))
+        contents.sort(key=lambda c: (ORDER.index(_strategy(c)), _run(c).get("step") or 0, c.get("seed", 0)))
         workdir.mkdir(parents=True, exist_ok=True)
         for content in contents:
             file = workdir / f"{kind}_{_label(content)}.json"
@@ -92,10 +94,11 @@ def conflicts(contents: list[dict[str, Any]]) -> list[str]:
     """The conflict reports, per layer."""
     lines = []
     for c in contents:
-        families = tuple(c["families"])
-        title = f"Conflict: {c['strategy']}, step {c['step']}, {c['rounds']} rounds, probe seed {c['seed']}"
-        blocks = {**c["blocks"]["layer"], **c["blocks"]["whole"]}
-        lines += markdown(title, conflict_report.header((families[0], families[1])), conflict_report.rows(blocks))
+        run, probe = c["run"], c["probe"]
+        title = f"Conflict: {run['strategy']}, step {run['step']}, {probe['rounds']} rounds, probe seed {probe['seed']}"
+        for pair in probe["pairs"]:
+            blocks = {**pair["blocks"]["layer"], **pair["blocks"]["whole"]}
+            lines += markdown(title, conflict_report.header(*pair["families"]), conflict_report.rows(blocks))
     return lines
 
 
@@ -112,20 +115,25 @@ def _spread(seeds: list[dict[str, float]], key: str) -> str:
 
 
 def _strategy(content: dict[str, Any]) -> str:
-    return content["start"]["strategy"] if "start" in content else content["strategy"]
+    return _run(content)["strategy"]
+
+
+def _run(content: dict[str, Any]) -> dict[str, Any]:
+    """The part of a result that says which run it is about."""
+    return content.get("start") or content.get("run") or content
 
 
 def _label(content: dict[str, Any]) -> str:
     """Strategy, and for a probe its step and seed."""
-    probe = f"_step{content['step']}_seed{content['seed']}" if "rounds" in content else ""
+    probe = f"_step{content['run']['step']}_seed{content['probe']['seed']}" if "run" in content else ""
     return _strategy(content) + probe
 
 
 def _without_folders(content: dict[str, Any]) -> dict[str, Any]:
     """The same with checkpoints named by their folder alone."""
-    for place in (content, content.get("start", {})):
-        if "checkpoint" in place:
-            place["checkpoint"] = pathlib.Path(place["checkpoint"]).name
+    place = _run(content)
+    if "checkpoint" in place:
+        place["checkpoint"] = pathlib.Path(place["checkpoint"]).name
     return content
 
 

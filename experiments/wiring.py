@@ -1,5 +1,6 @@
 """From a config to the objects of a run. The only place where all rooms of the package meet."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -16,7 +17,8 @@ from ml_collections import ConfigDict
 
 from configs.datasets import DATASETS
 from experiments.checks import check, check_machine
-from jaxprefit import lora, optim, strategies, surgery, train
+from jaxprefit import loop, lora, optim, strategies, surgery, train
+from jaxprefit.checkpoints import PLACES
 from jaxprefit.data import mixture, sources, synthetic
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.filtering import OverlapFilter
@@ -162,7 +164,7 @@ def named_families(config: ConfigDict) -> tuple[str, ...]:
 def lora_spec(config: ConfigDict) -> lora.LoraSpec:
     """The LoRA settings; what makes an adapter validates them."""
     c = config.lora
-    return lora.LoraSpec(c.last_layers, tuple(c.targets), c.rank, c.alpha, c.dropout)
+    return lora.LoraSpec(c.last_layers, tuple(c.targets), c.rank, c.alpha, c.dropout, tuple(c.layers))
 
 
 def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
@@ -265,6 +267,16 @@ def reopen(
     return saved, data, train.Setup(Encoder(model.config), families, strategy, {})
 
 
+def original(model: Model, config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """The config that the run of `model` had, to train from its start again; run.* and conflict.* are those of
+    `config`, and where given there data.root, data.cache, model.path and devices too."""
+    out, here = copy.deepcopy(config), flatten_dict(config.to_dict(), sep=".")
+    out.update(ConfigDict(model.meta["config"]))
+    out.update_from_flattened_dict({key: here[key] for key in PLACES if here[key]})
+    out.data.cache = str(cache_folder(out, workdir))
+    return out
+
+
 def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
     """(state at step 0 on the mesh, its optimizer)."""
     flat = flatten_dict(run.params, sep="/")
@@ -293,13 +305,24 @@ def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
     return {f: {name: fingerprint(rows) for name, rows in run.data[f].train} for f in run.setup.families}
 
 
-def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.Array]], Scores]:
-    """A function of flat parameters: family -> mean held-out loss and metrics without dropout, on the same batches."""
-    batches = {
+def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:
+    """The run's jitted step."""
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    return train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key, config.run.log_gram)
+
+
+def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Batches of the held-out rows of every trained family."""
+    return {
         name: mixture.held_out_batches(d.family, d.held_out, layout(config, name), config.seed)
         for name, d in run.data.items()
         if name in run.setup.families
     }
+
+
+def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.Array]], Scores]:
+    """A function of flat parameters: family -> mean held-out loss and metrics without dropout, on the same batches."""
+    batches = held_out_batches(run, config)
     evaluate = {name: train.make_eval(run.setup, name) for name in batches}
 
     def score(flat: Mapping[str, jax.Array]) -> Scores:

@@ -117,6 +117,12 @@ def read(folder: pathlib.Path) -> Loaded:
     return Loaded(params, meta, _read_json_item(folder, "tokenizer")["json"])
 
 
+def read_optimizer(folder: pathlib.Path) -> dict:
+    """The optimizer's state in a step's folder, as nested dicts and lists of NumPy arrays by their names in optax."""
+    _quiet()
+    return _read_tree(folder.absolute() / "optimizer")
+
+
 def _items(params: Mapping[str, Any]) -> dict[str, Any]:
     """Flat parameters -> item name -> nested tree: 'backbone', 'lora.ner', 'head.ner', ..."""
     tree = unflatten_dict(dict(params), sep="/")

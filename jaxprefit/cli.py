@@ -3,6 +3,7 @@
 import difflib
 import importlib.util
 import itertools
+import json
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +35,14 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             print(_help(doc, {"workdir": _WORKDIR, **extra}, _config_file(argv, config)))
             sys.exit(0)
         try:
-            return flags.FLAGS(list(argv))
+            sys.argv[:] = _with_fragments(argv, _leaves(_config_file(argv, config)))  # there the flag library looks too
+            return flags.FLAGS(sys.argv)
         except SystemExit:
             raise
+        except UserError as e:
+            _fail(str(e))
         except Exception as e:  # the library's own exceptions, an error in the config file, a missing file
-            _fail(_flag_error(e, argv, _config_file(argv, config)))
+            _fail(_flag_error(e, sys.argv, _config_file(argv, config)))
 
     def call(argv: Sequence[str]) -> None:
         try:
@@ -67,6 +71,30 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
     logging.set_verbosity(logging.ERROR)
     sys.modules["__main__"].__doc__ = doc
     app.run(call, flags_parser=parse)
+
+
+def _with_fragments(argv: Sequence[str], leaves: Mapping[str, Any]) -> list[str]:
+    """`argv` with each --config.PART=@FILE, where PART is a group of settings, replaced by those in the JSON file.
+
+    Settings after it on the line go before those of the file.
+    """
+    out: list[str] = []
+    for argument in argv:
+        part, _, file = argument.lstrip("-").removeprefix("config.").partition("=@")
+        group = argument.startswith("--config.") and any(key.startswith(f"{part}.") for key in leaves)
+        if not (group and file):
+            out.append(argument)
+            continue
+        try:
+            content = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+            settings = flatten_dict(content, sep=".")
+        except OSError as e:
+            raise UserError(f"{argument}: {file} cannot be read ({e.strerror}); name a JSON file of settings") from None
+        except (ValueError, AssertionError, AttributeError):
+            raise UserError(f'{argument}: {file} is no JSON object of settings, such as {{"rank": 8}}') from None
+        for key, value in settings.items():
+            out.append(f"--config.{part}.{key}={tuple(value) if isinstance(value, list) else value}")
+    return out
 
 
 def _help(doc: str, options: Mapping[str, str], file: str) -> str:

@@ -22,18 +22,26 @@ from jaxprefit.errors import UserError
 class LoraSpec:
     """Where an adapter sits and how large it is."""
 
-    last_layers: int = 3  # on the last k layers
+    last_layers: int = 3  # on the last k layers, unless `layers` names some
     targets: tuple[str, ...] = LINEAR_MAPS
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0  # on the input of the low-rank path, in training only
+    layers: tuple[int, ...] = ()  # on these layers, counted from 0 at the input; empty: on the last `last_layers`
+
+    def placed(self, num_layers: int) -> tuple[int, ...]:
+        """The layers that carry the adapter, in an encoder of so many."""
+        return self.layers or tuple(range(num_layers - self.last_layers, num_layers))
 
     def validate(self, config: EncoderConfig) -> None:
         """Raises UserError naming the first setting that does not fit an encoder of `config`."""
         if self.rank < 1:
             raise UserError(f"lora.rank is {self.rank}; it must be at least 1 (for no LoRA choose strategy 'naive')")
-        if not 1 <= self.last_layers <= config.num_layers:
+        if not self.layers and not 1 <= self.last_layers <= config.num_layers:
             raise UserError(f"lora.last_layers is {self.last_layers}; this encoder has layers 1 to {config.num_layers}")
+        if len({*self.layers}) < len(self.layers) or not {*self.layers} <= {*range(config.num_layers)}:
+            last = config.num_layers - 1
+            raise UserError(f"lora.layers is {self.layers}; name layers of this encoder, 0 to {last}, each once")
         unknown = [t for t in self.targets if t not in LINEAR_MAPS]
         if unknown or not self.targets:
             raise UserError(f"lora.targets {list(self.targets)}: choose from {', '.join(LINEAR_MAPS)}")
@@ -45,7 +53,7 @@ def init_lora(spec: LoraSpec, config: EncoderConfig, key: jax.Array) -> dict:
     """A fresh adapter: a Gaussian with variance 1/in, b zero, so that it equals the base model exactly."""
     spec.validate(config)
     tree: dict = {}
-    for i in range(config.num_layers - spec.last_layers, config.num_layers):
+    for i in spec.placed(config.num_layers):
         for name in spec.targets:
             d_in, d_out = config.map_shape(name)
             map_key = jax.random.fold_in(jax.random.fold_in(key, i), LINEAR_MAPS.index(name))
@@ -71,6 +79,12 @@ def merge(backbone: Mapping, lora: Mapping) -> dict:
 def count(lora: Mapping) -> int:
     """Number of parameters of an adapter: the entries of all a and b."""
     return sum(m[leaf].size for maps in lora.values() for m in maps.values() for leaf in ("a", "b"))
+
+
+def size(spec: LoraSpec, config: EncoderConfig) -> int:
+    """`count` of an adapter of `spec`, without making one."""
+    per_layer = sum(sum(config.map_shape(name)) for name in spec.targets)
+    return spec.rank * per_layer * len(spec.placed(config.num_layers))
 
 
 def pad(lora: Mapping, rank: int) -> dict:

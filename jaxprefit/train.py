@@ -6,7 +6,8 @@ Each family has its own batch, so keeping the families' gradients apart costs no
 """
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -45,6 +46,7 @@ class Setup(NamedTuple):
     strategy: Strategy
     weights: Mapping[str, float]  # static weight per family, on its clipped gradient
     lora_dropout: float = 0.0
+    stopped: Mapping[str, Collection[str]] = MappingProxyType({})  # family -> blocks (`gram.by_layer`) it does not move
 
 
 def init_params(
@@ -184,10 +186,12 @@ def make_step(
     aggregate: surgery.Aggregator,
     mesh: jax.sharding.Mesh,
     key: jax.Array,
+    log_gram: bool = True,
 ) -> Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted train step: (state, {family: batch}) -> (state, metrics). The state is donated.
 
-    The families in the dict are those trained in this step; what an absent family owns does not move.
+    The families in the dict are those trained in this step; what an absent family owns does not move. Without
+    `log_gram` the Gram matrices are no metrics, and are computed only where the aggregator needs them.
     """
 
     def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -202,6 +206,10 @@ def make_step(
             # The static weight comes after clipping, which would cancel it.
             weight = setup.weights.get(name, 1.0)
             grads[name] = {path: weight * g for path, g in clipped.items()}
+            # Stopped after clipping, so that the family's step elsewhere keeps its size.
+            for path in grads[name] if setup.stopped.get(name) else ():
+                if gram_lib.by_layer(path) in setup.stopped[name]:
+                    grads[name][path] = jnp.zeros_like(grads[name][path])
             factors[name], losses[name] = jnp.maximum(weight * factor, 1e-15), loss
             metrics |= {f"loss/{name}": loss, f"gradient_norm/{name}": norm}
             metrics |= {f"{metric}/{name}": value for metric, value in extra.items()}
@@ -209,7 +217,7 @@ def make_step(
         present = [i for i, name in enumerate(setup.families) if name in grads]
         at_hand = jnp.stack([*losses.values()]).astype(jnp.float32)
         combined, blocks, weights, kept = combine(grads, at_hand, aggregate, state.surgery, present)
-        if blocks:
+        if blocks and log_gram:
             # Logged before clipping and weights, so that norms compare; the step works on what comes after them.
             f = jnp.stack([factors[n] for n in grads])
             metrics |= {f"gram/{block}": m / (f[:, None] * f) for block, m in blocks.items()}

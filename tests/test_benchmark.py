@@ -69,3 +69,14 @@ def test_gradcache_is_measured(tmp_path_factory: pytest.TempPathFactory, tmp_pat
     schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_gradcache.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(content)
     assert content["temporary_bytes"]["cached"]["small"] < content["temporary_bytes"]["plain"]["small"]
+
+
+def test_the_cost_of_logged_gram_matrices_is_measured(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    config = benchmark_config.get_config()
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    config.update_from_flattened_dict({**run.TINY, "data.cache": str(cache)})
+    config.update({"what": "conflict", "repetitions": 2})
+    content = benchmark.run(config, tmp_path / "run")
+    schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_conflict.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(content)
+    assert content["families"] == ["ner", "tc"]

@@ -172,7 +172,8 @@ def test_export_with_the_adapter_merged(
 
 def test_conflict_of_a_shared_adapter(trained: Callable[[str], Trained], cache: Path, tmp_path: Path) -> None:
     conflict.run(run.config(cache), tmp_path / "out", str(trained("shared_lora").workdir))
-    blocks = assert_valid(tmp_path / "out" / "conflict.json", "conflict")["blocks"]
+    (pair,) = assert_valid(tmp_path / "out" / "conflict.json", "conflict")["probe"]["pairs"]
+    blocks = pair["blocks"]
     assert [*blocks["layer"]] == ["embeddings", "layer_0", "lora/shared"]
     assert blocks["kind"]["lora"] == blocks["layer"]["lora/shared"]
     assert "lora/shared/layer_0/query" in blocks["module"]
@@ -182,15 +183,17 @@ def test_conflict_files(trained: Callable[[str], Trained], cache: Path, tmp_path
     checkpoint = trained("naive").workdir
     conflict.run(run.config(cache), tmp_path / "out", str(checkpoint))
     content = assert_valid(tmp_path / "out" / "conflict.json", "conflict")
-    assert (content["strategy"], content["step"], content["rounds"]) == ("naive", 3, 4)
-    assert [*content["blocks"]["layer"]] == ["embeddings", "layer_0"]
+    assert (content["run"]["strategy"], content["run"]["step"], content["probe"]["rounds"]) == ("naive", 3, 4)
+    (pair,) = content["probe"]["pairs"]
+    assert [*pair["blocks"]["layer"]] == ["embeddings", "layer_0"]
     assert "<img" in (tmp_path / "out" / "conflict.html").read_text()
     grams = np.load(tmp_path / "out" / "grams.npz")
-    assert {name.rpartition(":")[0] for name in grams} == set(content["blocks"]["module"])
-    assert grams["layer_0/query:rounds"].shape == (4, 2, 2, 2, 2)
-    assert grams["layer_0/query:groups"].shape == (2, 4, 2, 4)
+    views, tensors, _ = zip(*(name.split(":") for name in grams))
+    assert {*views} == {"gradient", "adam"} and {t.rpartition("/")[0] for t in tensors} == {*pair["blocks"]["module"]}
+    assert grams["gradient:layer_0/query/kernel:rounds"].shape == (4, 2, 2, 2, 2)
+    assert grams["adam:layer_0/query/kernel:groups"].shape == (2, 8, 2, 8)
     again = conflict.run(run.config(cache), tmp_path / "again", str(checkpoint / "checkpoints" / "3"))
-    assert again["blocks"] == content["blocks"]
+    assert again["probe"] == content["probe"]
 
 
 def test_downstream_files(trained: Callable[[str], Trained], cache: Path, tmp_path: Path) -> None:

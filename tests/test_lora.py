@@ -37,6 +37,25 @@ def test_an_adapter_at_init_equals_the_base_exactly(backbone):
     assert (run(backbone, adapter) == run(backbone)).all()
 
 
+def test_named_layers_go_before_the_last_ones():
+    spec = lora.LoraSpec(last_layers=9, layers=(2, 0), targets=("key", "output"), rank=3)
+    adapter = lora.init_lora(spec, CONFIG, jax.random.key(1))
+    assert sorted(adapter) == ["layer_0", "layer_2"] and {*adapter["layer_0"]} == {"key", "output"}
+    assert lora.count(adapter) == lora.size(spec, CONFIG) == 2 * 3 * ((16 + 16) + (32 + 16))
+    assert lora.size(lora.LoraSpec(last_layers=2), CONFIG) == lora.count(trained(lora.LoraSpec(last_layers=2)))
+
+
+def test_an_adapter_on_named_layers_merges_and_pads(backbone):
+    adapter = trained(lora.LoraSpec(layers=(0, 2), rank=2))
+    unmerged = run(backbone, adapter)
+    np.testing.assert_allclose(run(lora.merge(backbone, adapter)), unmerged, atol=1e-5)
+    np.testing.assert_allclose(run(backbone, lora.pad(adapter, 5)), unmerged, atol=1e-6)
+    # Layers named alike start alike, whichever others there are.
+    alone = lora.init_lora(lora.LoraSpec(layers=(2,)), CONFIG, jax.random.key(1))
+    last = lora.init_lora(lora.LoraSpec(last_layers=1), CONFIG, jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, alone, last)
+
+
 @settings(deadline=None, max_examples=10, derandomize=True)
 @given(
     st.integers(1, 3),
@@ -101,6 +120,8 @@ def test_dropout_acts_on_the_low_rank_path_only(backbone):
         (lora.LoraSpec(rank=0), "lora.rank is 0"),
         (lora.LoraSpec(last_layers=4), "lora.last_layers is 4"),
         (lora.LoraSpec(last_layers=0), "lora.last_layers is 0"),
+        (lora.LoraSpec(layers=(0, 3)), r"lora.layers is \(0, 3\).* 0 to 2"),
+        (lora.LoraSpec(layers=(1, 1)), "each once"),
         (lora.LoraSpec(targets=("quary",)), "quary"),
         (lora.LoraSpec(targets=()), "lora.targets"),
         (lora.LoraSpec(dropout=1.0), "lora.dropout"),

@@ -1,108 +1,130 @@
-"""Conflict measures: pure functions of Gram matrices taken at fixed parameters.
+"""Conflict measures: pure functions of Gram matrices [..., F, F] over F families (or data sets), at any leading axes.
 
-Two stacks per block of parameters, over F families:
-
-- rounds M [N, F, R, F, R]: in each of N rounds, R = 2 disjoint batches of every family. M[n, i, a, j, b] is
-  <g_i on batch a, g_j on batch b>. Raw cosines come from here.
-- groups K [F, G, F, G]: the rounds dealt into G groups and each family's gradients averaged inside a group.
-  K[i, k, j, l] is the inner product of the averages. Products of different groups are free of batch noise in the mean,
-  and there are as many as pairs of batches, so the estimates of <E g_i, E g_j> come from here.
-
-A cosine of mini-batch gradients is pulled toward zero by noise. So the raw one stands beside the cosine inside each
-family: where two batches of one family hardly agree, a small cosine between families says nothing.
+They take the matrix of a train step, of the batches of a probe (`batch_grams`), or of the expected gradients
+(`noise.expected`). Batch noise pulls cosines of batches toward zero and inflates norms: `noise` says by how much.
+NaN is undefined (a zero gradient), which is not the same as zero.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import scipy.stats
 
 RESAMPLES = 1000
 LEVEL = 0.95
 
 
-def cosine(m: np.ndarray, i: int, j: int) -> np.ndarray:
-    """Per round [N], the cosine between families i and j, mean over the pairs of batches; i = j: of different batches.
+def batch_grams(rounds: np.ndarray) -> np.ndarray:
+    """[N, R, F, F] out of a probe's rounds [N, F, R, F, R]: of the a-th batch of every family in each round."""
+    return np.einsum("nfaga->nafg", rounds)
 
-    Between tasks: Yu et al., arXiv 2001.06782. NaN where a gradient is zero: undefined, not unrelated.
+
+def norms(gram: np.ndarray) -> np.ndarray:
+    """[..., F] gradient norms; NaN where an estimated square is negative."""
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(np.einsum("...ff->...f", gram))
+
+
+def cosine(gram: np.ndarray) -> np.ndarray:
+    """[..., F, F] cos(g_i, g_j) = M_ij / sqrt(M_ii M_jj); below zero the gradients conflict.
+
+    Yu et al., arXiv 2001.06782, definition 1.
     """
-    norms = np.sqrt(np.einsum("nfrfr->nfr", m))
+    n = norms(gram)
+    return _ratio(gram, n[..., :, None] * n[..., None, :])
+
+
+def cosine_within(rounds: np.ndarray) -> np.ndarray:
+    """[N, F] cosine of different batches of one family, mean over their pairs: the reference level of every cosine.
+
+    With isotropic noise it is s^2 / (1 + s^2) at signal-to-noise s; where it is near zero, no cosine between families
+    can be large. The same idea as the own help in Zhu et al., arXiv 2206.04674.
+    """
+    own = np.einsum("nfafb->nfab", rounds)
+    c = cosine(own)
+    return c[:, :, ~np.eye(own.shape[-1], dtype=bool)].mean(-1)
+
+
+def share_below(cosines: np.ndarray, threshold: float = 0.0) -> float:
+    """Share of the defined values below `threshold`; NaN where none is defined.
+
+    At 0 the share of negative steps of Yu et al., arXiv 2001.06782; at S < 0 that of S-conflicts, Shi et al., arXiv
+    2302.11289. For unrelated gradients it is one half at any noise.
+    """
+    known = cosines[np.isfinite(cosines)]
+    return float((known < threshold).mean()) if known.size else float("nan")
+
+
+def conflict_scores(blocks: Mapping[str, np.ndarray], threshold: float = 0.0) -> dict[str, float]:
+    """Block -> share of steps and pairs i < j with cos(g_i, g_j) < S, highest first, undefined blocks last.
+
+    `blocks`: [..., F, F] each. Recon's S-conflict score (Shi et al., arXiv 2302.11289, which counts instead of
+    dividing); its top layers are those to be made task-specific.
+    """
+    scores = {}
+    for name, gram in blocks.items():
+        i, j = np.triu_indices(gram.shape[-1], 1)
+        scores[name] = share_below(cosine(gram)[..., i, j], threshold)
+    return dict(sorted(scores.items(), key=lambda item: -item[1] if np.isfinite(item[1]) else np.inf))
+
+
+def magnitude_similarity(gram: np.ndarray) -> np.ndarray:
+    """[..., F, F] 2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2), from 0 (one dominates) to 1.
+
+    Yu et al., arXiv 2001.06782, definition 2.
+    """
+    n = norms(gram)
+    a, b = n[..., :, None], n[..., None, :]
+    return _ratio(2 * a * b, a**2 + b**2)
+
+
+def dominance(gram: np.ndarray) -> np.ndarray:
+    """[..., F] |g_i| / sum_j |g_j|: each family's share of the gradient norms; 1 / F where none dominates."""
+    n = norms(gram)
+    return _ratio(n, n.sum(-1, keepdims=True))
+
+
+def curvature_bound(gram: np.ndarray) -> np.ndarray:
+    """[..., F, F] xi_ij = (1 - cos^2) |g_i - g_j|^2 / |g_i + g_j|^2, the multi-task curvature bounding measure.
+
+    Yu et al., arXiv 2001.06782, before theorem 2: where curvature is above xi times the gradient's Lipschitz
+    constant, conflict may be harmful (`curvature.tragic_triad`). 0 on the diagonal; NaN where g_i + g_j = 0.
+    """
+    squares = np.einsum("...ff->...f", gram)
+    both = squares[..., :, None] + squares[..., None, :]
+    return _ratio((1 - cosine(gram) ** 2) * (both - 2 * gram), both + 2 * gram)
+
+
+def condition_number(gram: np.ndarray) -> np.ndarray:
+    """[...] largest over smallest singular value of the stacked gradients: sqrt(lambda_max / lambda_min) of M.
+
+    Senushkin et al., CVPR 2023 (Aligned-MTL): 1 where gradients are orthogonal and of one size, inf where one depends
+    on the others; conflict and dominance both raise it. NaN for an estimate that is not positive semidefinite.
+    """
+    known = np.isfinite(gram).all((-2, -1))
+    values = np.linalg.eigvalsh(np.where(known[..., None, None], gram, 0.0))
+    low, high = values[..., 0], values[..., -1]
+    rounding = gram.shape[-1] * np.finfo(np.float32).eps * high  # Gram matrices are measured in float32
     with np.errstate(invalid="ignore", divide="ignore"):
-        c = m[:, i, :, j, :] / (norms[:, i, :, None] * norms[:, j, None, :])
-    return _pair_mean(c, i == j)
+        kappa = np.where(np.abs(low) <= rounding, np.inf, np.sqrt(high / low))
+    return np.where(known & (low >= -rounding) & (high > 0), kappa, np.nan)
 
 
-def norm_ratio(m: np.ndarray, i: int, j: int) -> float:
-    """Root mean square norm of family i's batch gradients over family j's, batch noise included; NaN where j's is 0."""
-    squares = np.einsum("nfrfr->nfr", m).mean((0, 2))
-    return float(np.sqrt(squares[i] / squares[j])) if squares[j] > 0 else float("nan")
+def conflicting_share(inner: np.ndarray, absolute: np.ndarray) -> np.ndarray:
+    """sum_p |g_ip g_jp| [g_ip g_jp < 0] / sum_p |g_ip g_jp|: weighted share of coordinates that disagree in sign.
 
-
-def inner(k: np.ndarray, i: int, j: int) -> float:
-    """Unbiased estimate of <E g_i, E g_j> (i = j: of the squared norm of E g_i), only from independent batches."""
-    return float(_pair_mean(k[None, i, :, j, :], i == j)[0])
-
-
-def corrected_cosine(k: np.ndarray, i: int, j: int) -> float:
-    """Cosine of the expected gradients: <E g_i, E g_j> over the estimated norms (correction for attenuation,
-    Spearman 1904). Consistent, unlike the mean of raw cosines. NaN where a squared norm's estimate is not positive:
-    too much noise to say."""
-    own = inner(k, i, i), inner(k, j, j)
-    return inner(k, i, j) / float(np.sqrt(own[0] * own[1])) if min(own) > 0 else float("nan")
-
-
-def jackknife(k: np.ndarray, statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
-    """Interval of a statistic of K at LEVEL: delete one group at a time, Student's t with G - 1 degrees of freedom.
-
-    NaN where the statistic of some part is. In simulations with heavy tails and few effective dimensions the interval
-    of `inner` keeps its level; that of `corrected_cosine`, a ratio, covers in about nine cases of ten where the noise
-    is large.
+    That is (1 - <g_i, g_j> / <|g_i|, |g_j|>) / 2, so two Gram entries (or means of them) of any one shape suffice.
+    One half for unrelated gradients. Sign conflicts: Yadav et al., arXiv 2306.01708; weighted by what they move.
     """
-    groups = k.shape[1]
-    kept = [np.delete(np.arange(groups), g) for g in range(groups)]
-    parts = np.asarray([statistic(k[:, rest][:, :, :, rest]) for rest in kept])
-    error = np.sqrt((groups - 1) / groups * np.sum((parts - parts.mean()) ** 2))
-    half = scipy.stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error
-    center = statistic(k)
-    return float(center - half), float(center + half)
+    return (1 - _ratio(inner, absolute)) / 2
 
 
 def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [N] at LEVEL."""
+    """Percentile bootstrap interval of the mean of `values` [N] at LEVEL; NaN where one is undefined."""
     draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def describe(m: np.ndarray, k: np.ndarray, i: int, j: int) -> dict[str, Any]:
-    """All measures of one block for one pair of families, as JSON; None stands for undefined.
-
-    `verdict` is 'conflict' or 'agreement' where the interval of <E g_i, E g_j> excludes zero, else 'undecided'.
-    """
-    m, k = m.astype(np.float64), k.astype(np.float64)
-    raw = cosine(m, i, j)
-    low, high = jackknife(k, lambda x: inner(x, i, j))
-    return {
-        "cosine": _number(raw.mean()),
-        "cosine_interval": [_number(b) for b in bootstrap_mean(raw)],
-        "cosine_within": [_number(cosine(m, f, f).mean()) for f in (i, j)],
-        "corrected_cosine": _number(np.clip(corrected_cosine(k, i, j), -1.0, 1.0)),
-        "corrected_interval": [
-            _number(np.clip(b, -1.0, 1.0)) for b in jackknife(k, lambda x: corrected_cosine(x, i, j))
-        ],
-        "verdict": "conflict" if high < 0 else "agreement" if low > 0 else "undecided",
-        "share_negative": _number((raw < 0).mean() if np.isfinite(raw).all() else np.nan),
-        "norm_ratio": _number(norm_ratio(m, i, j)),
-    }
-
-
-def _pair_mean(pairs: np.ndarray, same: bool) -> np.ndarray:
-    """Mean of `pairs` [N, P, P] over its last axes; `same`: without the diagonal, a batch with itself."""
-    if not same:
-        return pairs.mean((1, 2))
-    return pairs[:, ~np.eye(pairs.shape[1], dtype=bool)].mean(1)
-
-
-def _number(x: Any) -> float | None:
-    return round(float(x), 6) if np.isfinite(x) else None
+def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return np.where(b == 0, np.nan, a / b)

@@ -6,24 +6,44 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprefit.conflict.gram import by_module, gram
+from jaxprefit.conflict.gram import Flat, absolute, by_tensor, gram
 
-Gradient = Callable[[str, Any], Mapping[str, jax.Array]]
-"""(family, batch) -> that family's gradient by slash-joined path."""
+Gradient = Callable[[str, Any], Flat]
+"""(family, batch) -> that family's gradient by slash-joined path. A family may as well be one data set of a family."""
+
+View = Callable[[Flat], Flat]
+"""A linear map of a gradient whose Gram matrices are wanted beside the plain ones', such as `preconditioned.view` or
+`tangent.view`. It has to take the parameters of single modules alone, too."""
 
 REPLICATES = 2
-GROUPS = 8
+GROUPS = 12
 
 
 class Grams(NamedTuple):
-    """What `conflict.measures` takes, for one block or summed over several."""
+    """What `conflict.measures` and `conflict.noise` take, for one block or summed over several."""
 
-    rounds: np.ndarray  # [N, F, R, F, R]
-    groups: np.ndarray  # [F, G, F, G]
+    rounds: np.ndarray  # [N, F, R, F, R]: M[n, i, a, j, b] = <i's batch a, j's batch b> in round n
+    groups: np.ndarray  # [F, G, F, G]: the same of the means of G groups of batches
+    absolute: np.ndarray | None = None  # [F, G, F, G]: of their entries' absolute values
 
     def __add__(self, other: "Grams") -> "Grams":  # type: ignore[override]
         """Gram matrices of two blocks taken as one."""
-        return Grams(self.rounds + other.rounds, self.groups + other.groups)
+        both = None if self.absolute is None or other.absolute is None else self.absolute + other.absolute
+        return Grams(self.rounds + other.rounds, self.groups + other.groups, both)
+
+    @property
+    def batches(self) -> int:
+        """Of each family, in all."""
+        return self.rounds.shape[0] * self.rounds.shape[2]
+
+
+def mix(grams: Grams, weights: np.ndarray) -> Grams:
+    """Gram matrices of mixtures: of families, out of those of their data sets. weights [families, data sets].
+
+    Of the absolute values nothing can be said.
+    """
+    rounds = np.einsum("pf,nfagb,qg->npaqb", weights, grams.rounds, weights)
+    return Grams(rounds, np.einsum("pf,fkgl,qg->pkql", weights, grams.groups, weights))
 
 
 def probe(
@@ -32,37 +52,56 @@ def probe(
     shared: Sequence[str],
     rounds: int,
     on_round: Callable[[int], Any] = lambda _: None,
-) -> dict[str, Grams]:
-    """Block (one module, such as 'layer_3/query') -> its Grams over `rounds` rounds, at least 4 for an interval.
+    views: Mapping[str, View] | None = None,
+) -> dict[str, dict[str, Grams]]:
+    """'gradient', and each of `views` -> block (one tensor, such as 'layer_3/query/kernel') -> its Grams.
 
-    Each round draws R = 2 disjoint batches of every family from `streams` and takes their gradients at the same
-    parameters. `shared` are the paths compared: those that several families may touch. Memory: G = 8 (or `rounds`, if
-    fewer) gradients per family.
+    Each of `rounds`, at least 2 and for good intervals 24, draws R = 2 disjoint batches of every family from `streams`
+    and takes their gradients at the same parameters. `shared` are the paths compared: those that several families may
+    touch. Memory: G = 12 gradients per family (or as many as batches, if fewer).
     """
-    names, groups = list(streams), min(GROUPS, rounds)
-    compare = jax.jit(lambda grads: gram(grads, by_module))
+    names, groups = list(streams), min(GROUPS, rounds * REPLICATES)
+    every: dict[str, View] = {"gradient": lambda g: g, **(views or {})}
+    compare = jax.jit(lambda grads: gram(grads, by_tensor))
     add = jax.jit(lambda a, b: jax.tree.map(jax.numpy.add, a, b), donate_argnums=0)
-    per_round: list[dict[str, np.ndarray]] = []
+    per_round: dict[str, list[dict[str, np.ndarray]]] = {view: [] for view in every}
     sums: dict[tuple[str, int], dict[str, jax.Array]] = {}
     for number in range(rounds):
         grads = []
         for name in names:
-            for _ in range(REPLICATES):
-                g = gradient(name, next(streams[name]))
-                grads.append({path: g[path] for path in shared})
-        per_round.append({block: np.asarray(m) for block, m in compare(grads).items()})
-        for g, name in zip(grads, [n for n in names for _ in range(REPLICATES)]):
-            key = name, number % groups
-            sums[key] = add(sums[key], g) if key in sums else jax.tree.map(jax.numpy.copy, g)
+            for batch in range(number * REPLICATES, (number + 1) * REPLICATES):
+                g = {path: x for path, x in gradient(name, next(streams[name])).items() if path in set(shared)}
+                grads.append(g)
+                key = name, batch % groups
+                sums[key] = add(sums[key], g) if key in sums else jax.tree.map(jax.numpy.copy, g)
+        for view, of in every.items():
+            per_round[view].append(_host(compare([of(g) for g in grads])))
         on_round(number + 1)
-    # Groups may hold one round more or less than others.
-    sizes = np.asarray([len(range(k, rounds, groups)) * REPLICATES for _ in names for k in range(groups)])
-    between = compare([sums[name, k] for name in names for k in range(groups)])
+    # Groups may hold one batch more or less than others.
+    sizes = np.asarray([len(range(k, rounds * REPLICATES, groups)) for _ in names for k in range(groups)])
+    means = [sums[name, k] for name in names for k in range(groups)]
     f = len(names)
-    return {
-        block: Grams(
-            np.stack([r[block] for r in per_round]).reshape(rounds, f, REPLICATES, f, REPLICATES),
-            (np.asarray(m) / (sizes[:, None] * sizes)).reshape(f, groups, f, groups),
-        )
-        for block, m in between.items()
-    }
+    found: dict[str, dict[str, Grams]] = {view: {} for view in every}
+    for part in _modules(shared):
+        # Module by module: a view of all means at once would take their memory again.
+        for view, of in every.items():
+            seen = [of({path: g[path] for path in part}) for g in means]
+            between, sizeless = _host(gram(seen, by_tensor)), _host(gram([absolute(g) for g in seen], by_tensor))
+            for block, m in between.items():
+                every_round = np.stack([r[block] for r in per_round[view]])
+                found[view][block] = Grams(
+                    every_round.reshape(rounds, f, REPLICATES, f, REPLICATES),
+                    *((x / (sizes[:, None] * sizes)).reshape(f, groups, f, groups) for x in (m, sizeless[block])),
+                )
+    return found
+
+
+def _modules(paths: Sequence[str]) -> list[list[str]]:
+    modules: dict[str, list[str]] = {}
+    for path in paths:
+        modules.setdefault(path.rpartition("/")[0], []).append(path)
+    return list(modules.values())
+
+
+def _host(blocks: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {block: np.asarray(m) for block, m in blocks.items()}

@@ -1,0 +1,104 @@
+"""Mode probe of experiments.conflict: gradients at the checkpoint's parameters, on batches drawn anew."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import Progress
+
+from experiments import conflict_lookahead, wiring
+from jaxprefit import checkpoints, optim, train
+from jaxprefit.conflict import blocks, gram, preconditioned, tangent
+from jaxprefit.conflict.describe import transfer_matrix
+from jaxprefit.conflict.gram import Flat
+from jaxprefit.conflict.probe import View, probe
+from jaxprefit.data import mixture
+from jaxprefit.loading import Model
+from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state
+
+
+def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], path: str) -> dict[str, Any]:
+    """The section 'probe' of the checkpoint at `path`; grams.npz with the raw Gram matrices beside it."""
+    saved, data, setup = wiring.reopen(model, config, workdir)
+    families, optimizer = list(setup.families), optim.OptimizerConfig(**saved.optimizer.to_dict())
+    mesh = make_mesh(config.devices)
+    for name in families:
+        check_rows(mesh, saved.data[name].rows, f"data.{name}.rows of the run")
+    flat = put_state(mesh, flatten_dict(model.params, sep="/"))
+    gradients = {
+        name: jax.jit(lambda f, batch, name=name: train.family_gradients(setup, name, f, batch, None)[2])
+        for name in families
+    }
+    streams = wiring.streams(data, families, saved, config.conflict.seed + 7919)
+    drawn: dict[str, int] = dict.fromkeys(families, 0)
+    factors: dict[str, list[float]] = {name: [] for name in families}
+
+    def gradient(name: str, batch: mixture.Drawn) -> Flat:
+        """Of all that the family touches; its factor in the run's step, by loss weight and clipping, is kept."""
+        drawn[name] = sum(batch.examples.values())
+        found = gradients[name](flat, put_batch(mesh, batch.batch))
+        clipped = min(1.0, optimizer.clip_norm / max(float(optax.global_norm(found)), 1e-12))
+        factors[name].append(saved.data[name].loss_weight * clipped)
+        return found
+
+    metric = _metric(path, optimizer)
+    views: dict[str, View] = {"adam": preconditioned.view(metric)} if set(shared) <= set(metric) else {}
+    directions: dict[str, tangent.Directions] = {}
+    if any(p.startswith("lora/") for p in shared):
+        views["tangent"], directions = tangent.view(flat)
+    console, rounds = Console(stderr=True), config.conflict.rounds
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        row = bar.add_task("probing", total=rounds)
+        found = probe(gradient, streams, shared, rounds, lambda n: bar.update(row, completed=n), views)
+    plain = found["tangent"] if directions else found["gradient"]
+    means = np.asarray([np.mean(factors[name]) for name in families])
+    section = {
+        "rounds": rounds,
+        "batch_tokens": {name: wiring.layout(saved, name).tokens for name in families},
+        "examples": dict(drawn),
+        "rows": {name: sum(len(part) for _, part in data[name].train) for name in families},
+        "seed": config.conflict.seed,
+        "pairs": blocks.pairs(plain, families, found.get("adam")),
+        "transfer": {
+            view: transfer_matrix(gram.regroup(found[view], gram.GROUPINGS["whole"])["whole"].groups, scale)
+            for view, scale in (("gradient", None), ("adam", means))
+            if view in found
+        },
+        "adapters": tangent.undefined(directions)._asdict() if directions else None,
+    }
+    section |= {"affinity": None, "curvature": None}
+    if config.conflict.lookahead and "adam" in views:
+        whole = gram.regroup(found["gradient"], gram.GROUPINGS["whole"])["whole"]
+        held = {
+            name: mixture.held_out_batches(d.family, d.held_out, wiring.layout(saved, name), saved.seed)
+            for name, d in data.items()
+            if name in families
+        }
+        section |= conflict_lookahead.measure(
+            conflict_lookahead.Inputs(setup, flat, shared, gradient, streams, held, metric, means, optimizer, whole),
+            config.conflict.lookahead,
+        )
+    for stream in streams.values():
+        stream.close()
+    workdir.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        f"{view}:{block}:{part}": x
+        for view, of in found.items()
+        for block, g in of.items()
+        for part, x in g._asdict().items()
+        if x is not None
+    }
+    np.savez(workdir / "grams.npz", **arrays)
+    return section
+
+
+def _metric(path: str, optimizer: optim.OptimizerConfig) -> dict[str, jax.Array]:
+    """Adam's metric by path, of the checkpoint's own second moments; {} before the first step."""
+    folder = checkpoints.find(pathlib.Path(path))
+    assert folder is not None  # it was loaded
+    return preconditioned.preconditioner(checkpoints.read_optimizer(folder), optimizer.b2, optimizer.eps)

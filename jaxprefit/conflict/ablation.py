@@ -1,0 +1,138 @@
+"""Block ablation: short joint trainings that differ in one thing, and what that does to held-out losses.
+
+The causal check beside the gradient measures: one family's gradient is stopped on one block, all else equal (seed,
+start, data, steps, clipping). Controls change what could explain a loss without any conflict: a family's loss weight,
+its temperature eta / b (Mueller et al., 2022: negative transfer may come from it), the number of steps, training alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from jaxprefit.downstream.significance import holm
+
+LEVEL = 0.95
+PLAIN = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One way to train, against the plain run. Changed settings are factors on those of the run."""
+
+    name: str  # also a file name
+    says: str  # in words
+    stopped: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # family -> blocks
+    factors: dict[str, float] = dataclasses.field(default_factory=dict)  # config key -> factor
+    strategy: str = ""  # another than the run's
+
+
+def groups(blocks: Sequence[str], layers: int) -> dict[str, tuple[str, ...]]:
+    """Blocks of a report -> name -> blocks stopped together: so many neighbouring layers, each other block alone."""
+    numbered = [b for b in blocks if b.startswith("layer_")]
+    out: dict[str, tuple[str, ...]] = {b: (b,) for b in blocks if not b.startswith("layer_")}
+    for k in range(0, len(numbered), layers):
+        part = numbered[k : k + layers]
+        name = part[0] if len(part) == 1 else f"{part[0]}-{part[-1].removeprefix('layer_')}"
+        out[name] = tuple(part)
+    return out
+
+
+def variants(blocks: Mapping[str, tuple[str, ...]], families: Sequence[str], controls: bool) -> list[Variant]:
+    """The plain run first; each family stopped on each group of `blocks`; then the controls, if wanted."""
+    out = [Variant(PLAIN, "the run as it is")]
+    for name, stopped in blocks.items():
+        for f in families:
+            out.append(Variant(f"stop_{f}_{name.replace('/', '.')}", f"{f} stopped on {name}", {f: stopped}))
+    if not controls:
+        return out
+    for f in families:
+        out += [
+            Variant(f"weight_{f}_{x:g}", f"loss weight of {f} x {x:g}", factors={f"data.{f}.loss_weight": x})
+            for x in (0.5, 2.0)
+        ]
+        batch = {f"data.{f}.rows": 2.0}
+        out.append(Variant(f"temperature_{f}", f"temperature eta / b of {f} x 0.5 (batch x 2)", factors=batch))
+        out.append(Variant(f"alone_{f}", f"{f} alone, equal steps", strategy=f"individual_{f}"))
+    twice = {"optimizer.steps": 2.0, "optimizer.warmup_steps": 2.0}
+    out.append(Variant("steps_2", "steps x 2", factors=twice))
+    out += [
+        Variant(f"alone_{f}_steps_{len(families)}", f"{f} alone, equal compute (steps x {len(families)})",
+                factors=dict.fromkeys(twice, float(len(families))), strategy=f"individual_{f}")
+        for f in families
+    ]  # fmt: skip
+    return out
+
+
+def effect(plain: np.ndarray, changed: np.ndarray) -> dict[str, Any]:
+    """What a change does to a family's held-out loss, from losses [seeds, batches] on the same batches.
+
+    `difference` is changed minus plain. Seeds and batches are crossed, both random: the variance of the mean is the
+    sum of what differs between seeds' means and between batches' means, which counts the noise of a single cell twice.
+    Each part has its own Student's t, and the half widths add in squares: with few seeds that keeps the level, where
+    one t with Satterthwaite's degrees of freedom does not.
+    With one seed the interval speaks of other batches only, with one batch of other seeds only; with one of each there
+    is none. `p_value` is one minus the level at which the interval would touch zero.
+    """
+    d = np.asarray(changed, np.float64) - np.asarray(plain, np.float64)
+    mean, parts = float(d.mean()), []
+    for axis in (0, 1):
+        n = d.shape[axis]
+        if n > 1:
+            parts.append((float(d.mean(1 - axis).var(ddof=1)) / n, n - 1))
+    found: dict[str, Any] = {"difference": mean, "interval": [None, None], "p_value": None}
+    if parts:
+        half = _half_width(parts, 1 - LEVEL)
+        found["interval"] = [mean - half, mean + half]
+        found["p_value"] = float(mean == 0)
+        if mean and any(v for v, _ in parts):
+            low, high = 1e-12, 1.0  # the width falls from high p to low
+            for _ in range(60):
+                middle = (low * high) ** 0.5
+                low, high = (middle, high) if _half_width(parts, middle) > abs(mean) else (low, middle)
+            found["p_value"] = high
+    return found
+
+
+def _half_width(parts: Sequence[tuple[float, int]], p: float) -> float:
+    """Of the interval at level 1 - p, from (variance, degrees of freedom) of each part."""
+    return float(np.sqrt(sum(scipy.stats.t.isf(p / 2, df) ** 2 * v for v, df in parts)))
+
+
+def content(cells: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], order: Sequence[Variant]) -> list[dict]:
+    """One row a variant, from (variant, seed) -> family -> losses of the held-out batches, as JSON.
+
+    `verdict` says whether a loss is 'lower', 'higher' or 'undecided' at LEVEL, adjusted (Holm) over all effects of the
+    stops, and apart from them over those of the controls.
+    """
+    seeds = sorted({seed for _, seed in cells})
+
+    def losses(name: str) -> dict[str, np.ndarray]:  # family -> [seeds, batches]
+        return {f: np.asarray([cells[name, s][f] for s in seeds]) for f in cells[name, seeds[0]]}
+
+    plain, rows = losses(PLAIN), list[dict[str, Any]]()
+    for v in order:
+        mine = losses(v.name)
+        rows.append(
+            {
+                "variant": v.name,
+                "says": v.says,
+                "stopped": {f: list(blocks) for f, blocks in v.stopped.items()},
+                "loss": {f: float(x.mean()) for f, x in mine.items()},
+                "effect": {f: effect(plain[f], x) for f, x in mine.items()} if v.name != PLAIN else {},
+            }
+        )
+    for kind in (True, False):
+        _decide([e for v, row in zip(order, rows) if bool(v.stopped) == kind for e in row["effect"].values()])
+    return rows
+
+
+def _decide(effects: Sequence[dict[str, Any]]) -> None:
+    """Adds `p_holm` and `verdict`."""
+    adjusted = holm({str(k): e["p_value"] for k, e in enumerate(effects) if e["p_value"] is not None})
+    for k, e in enumerate(effects):
+        e["p_holm"] = adjusted.get(str(k))
+        decided = e["p_holm"] is not None and e["p_holm"] < 1 - LEVEL
+        e["verdict"] = ("lower" if e["difference"] < 0 else "higher") if decided else "undecided"

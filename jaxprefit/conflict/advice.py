@@ -1,0 +1,131 @@
+"""From a conflict report to a placement of the families' LoRAs: which layers and matrices, at which rank.
+
+Layers that the report shows in conflict go first, so that there each family gets parameters of its own (the idea of
+Shi et al., arXiv 2302.11289, Recon, with adapters in place of untied layers). That this helps is a hypothesis, which
+pre-finetuning with it tests.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxprefit import lora
+from jaxprefit.encoder import LINEAR_MAPS, EncoderConfig
+
+
+def advise(
+    pairs: Sequence[Mapping[str, Any]],
+    ablation: Sequence[Mapping[str, Any]] | None,
+    default: lora.LoraSpec,
+    encoder: EncoderConfig,
+) -> dict[str, Any]:
+    """The section 'advice' of a report, from its probe's pairs and, where measured, the rows of its ablation.
+
+    A layer is a candidate where some pair of families is in conflict by the probe's verdict, or where stopping one
+    family measurably lowers another's loss; not where stopping one only raises another's. Those that cost by
+    ablation go first, then those with the most negative contribution to the whole cosine. As many as the default has
+    layers, the best of them, are taken; their matrices are those in conflict in at least half of them (the default's
+    where none is); the rank is the largest with which the adapter has no more parameters than the default. With no
+    candidate the default stays.
+    """
+    default = dataclasses.replace(default, layers=())
+    evidence = [_evidence(n, pairs, ablation) for n in range(encoder.num_layers)]
+    chosen = sorted((e for e in evidence if e["candidate"]), key=_order)[: default.last_layers]
+    numbers = sorted(e["layer"] for e in chosen)
+    targets = _targets(numbers, pairs) or default.targets
+    advised = dataclasses.replace(default, layers=tuple(numbers), targets=targets) if numbers else default
+    rank = _rank(advised, default, encoder)
+    if rank < 1:  # more kinds of matrix than the default's parameters can pay for
+        advised = dataclasses.replace(advised, targets=default.targets)
+        rank = _rank(advised, default, encoder)
+    advised = dataclasses.replace(advised, rank=rank, alpha=default.alpha * rank / default.rank)
+    return {
+        "decided": bool(numbers),
+        "reason": _reason(evidence, numbers, default),
+        "lora": fragment(advised),
+        "parameters": lora.size(advised, encoder),
+        "default": fragment(default),
+        "default_parameters": lora.size(default, encoder),
+        "evidence": evidence,
+    }
+
+
+def fragment(spec: lora.LoraSpec) -> dict[str, Any]:
+    """What advice.json holds, the values for config.lora."""
+    placed = {"layers": list(spec.layers), "last_layers": spec.last_layers, "targets": list(spec.targets)}
+    return {**placed, "rank": spec.rank, "alpha": spec.alpha}
+
+
+def ablated(row: Mapping[str, Any]) -> tuple[str, str, list[str], str] | None:
+    """(family stopped, what that says of it, others whose loss says so, blocks) of one row; None for a control.
+
+    'costs': another family's loss falls measurably without it; 'helps': one rises and none falls.
+    """
+    if not row["stopped"]:
+        return None
+    ((family, blocks),) = row["stopped"].items()
+    others = {f: e["verdict"] for f, e in row["effect"].items() if f != family}
+    for says, verdict in (("costs", "lower"), ("helps", "higher")):
+        if found := [f for f, v in others.items() if v == verdict]:
+            return family, says, found, ", ".join(blocks)
+    return family, "undecided", [], ", ".join(blocks)
+
+
+def _evidence(n: int, pairs: Sequence[Mapping[str, Any]], ablation: Sequence[Mapping[str, Any]] | None) -> dict:
+    """What is known of layer n."""
+    name = f"layer_{n}"
+    blocks = [p["blocks"]["layer"][name] for p in pairs if name in p["blocks"]["layer"]]
+    verdicts = [b["verdict"] for b in blocks]
+    contributions = [b["contribution"] for b in blocks if b["verdict"] == "conflict" and b["contribution"] is not None]
+    gradient = "conflict" if "conflict" in verdicts else "agreement" if "agreement" in verdicts else "undecided"
+    says: list[str] = []
+    for row in ablation or ():
+        if row["stopped"] and name in next(iter(row["stopped"].values())):
+            found = ablated(row)
+            says += [found[1]] if found else []
+    effect = None if not says else next((s for s in ("costs", "helps") if s in says), "undecided")
+    return {
+        "layer": n,
+        "gradients": gradient,
+        "contribution": round(sum(contributions), 6) if contributions else None,
+        "ablation": effect,
+        "candidate": effect == "costs" or (gradient == "conflict" and effect != "helps"),
+    }
+
+
+def _rank(spec: lora.LoraSpec, default: lora.LoraSpec, encoder: EncoderConfig) -> int:
+    """The largest rank with which `spec` has at most the parameters of `default`."""
+    return lora.size(default, encoder) // lora.size(dataclasses.replace(spec, rank=1), encoder)
+
+
+def _order(e: Mapping[str, Any]) -> tuple:
+    return e["ablation"] != "costs", 0.0 if e["contribution"] is None else e["contribution"], e["layer"]
+
+
+def _targets(layers: Sequence[int], pairs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The kinds of matrix in conflict, by the probe's verdict, in at least half of the layers."""
+
+    def in_conflict(n: int, kind: str) -> bool:
+        name = f"layer_{n}/{kind}"
+        return any(p["blocks"]["module"].get(name, {}).get("verdict") == "conflict" for p in pairs)
+
+    return tuple(k for k in LINEAR_MAPS if layers and 2 * sum(in_conflict(n, k) for n in layers) >= len(layers))
+
+
+def _reason(evidence: Sequence[Mapping[str, Any]], chosen: Sequence[int], default: lora.LoraSpec) -> str:
+    undecided = [e["layer"] for e in evidence if e["gradients"] == "undecided"]
+    if not chosen:
+        return (
+            f"No layer's conflict is decided ({len(undecided)} of {len(evidence)} undecided): the data does not suffice"
+            " to place LoRA elsewhere than by default. More rounds (conflict.rounds) or an ablation would tell more."
+        )
+    how = [
+        f"layer {n}: " + ("stopping a family there lowers another's loss" if e["ablation"] == "costs" else
+        f"conflict, contribution {e['contribution']:+.3f} to the whole cosine" if e["contribution"] is not None else
+        "conflict")
+        for n in chosen for e in [evidence[n]]
+    ]  # fmt: skip
+    measured = any(e["ablation"] for e in evidence)
+    cost = "" if measured else " Whether the conflict costs anything was not measured (mode ablate)."
+    rest = f" Undecided: layers {', '.join(map(str, undecided))}." if undecided else ""
+    return "; ".join(how).capitalize() + "." + rest + cost

@@ -1,0 +1,117 @@
+"""Conflict over training, from the Gram matrices that a run logged at its own steps (`gram/BLOCK` in metrics.jsonl).
+
+One batch of each family a step, at parameters that move. Batches of different families are independent, so the sign of
+the mean cosine is that of the expected gradients' relation; its size is not, since noise pulls every cosine toward
+zero and one batch a family cannot tell how far. The probe can (`conflict.probe`).
+"""
+
+import itertools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from jaxprefit.conflict.blocks import ordered
+from jaxprefit.conflict.describe import number
+from jaxprefit.conflict.gram import regroup
+from jaxprefit.downstream.significance import holm
+from jaxprefit.errors import UserError
+from jaxprefit.loop import lines_up_to
+
+LEVEL = 0.95
+
+
+class Logged(NamedTuple):
+    """Gram matrices of a run, by step."""
+
+    steps: np.ndarray  # [N] int
+    blocks: dict[str, np.ndarray]  # layer -> [N, F, F]
+    tokens: dict[str, np.ndarray]  # family -> [N], without padding
+
+
+def read(file: pathlib.Path, families: Sequence[str], step: int) -> Logged:
+    """The Gram matrices in a metrics.jsonl up to `step`. Raises UserError where there are none."""
+    if not file.is_file():
+        raise UserError(f"{file} is not there; mode online reads it beside the checkpoints of a run")
+    lines = [json.loads(line) for line in lines_up_to(file, step)]
+    # A step that left a family out has no matrix of all of them.
+    lines = [x for x in lines if any(k.startswith("gram/") for k in x) and all(f"loss/{f}" in x for f in families)]
+    if len(lines) < 4:
+        raise UserError(f"{file} holds Gram matrices of {len(lines)} steps; train longer, with run.log_gram")
+    names = [k.removeprefix("gram/") for k in lines[0] if k.startswith("gram/")]
+    blocks = {name: np.asarray([x[f"gram/{name}"] for x in lines], np.float64) for name in names}
+    tokens = {f: np.asarray([x[f"tokens/{f}"] for x in lines]) for f in families}
+    return Logged(np.asarray([x["step"] for x in lines]), blocks, tokens)
+
+
+def content(logged: Logged, families: Sequence[str], windows: int) -> dict[str, Any]:
+    """The section 'online' of a report: each pair of families' blocks by windows of steps."""
+    groupings = {"layer": ordered(logged.blocks), "whole": regroup(logged.blocks, lambda _: "whole")}
+    parts = np.array_split(np.arange(len(logged.steps)), min(windows, len(logged.steps) // 2))
+    pairs: list[dict[str, Any]] = []
+    for i, j in itertools.combinations(range(len(families)), 2):
+        pairs.append({"families": [families[i], families[j]]})
+        for grouping, blocks in groupings.items():
+            pairs[-1][grouping] = {name: _block(logged.steps, m, i, j, parts) for name, m in blocks.items()}
+            _decide(pairs[-1][grouping])
+    tokens = {f: number(t.mean()) for f, t in logged.tokens.items()}
+    return {"steps": len(logged.steps), "tokens_per_step": tokens, "pairs": pairs}
+
+
+def cosines(m: np.ndarray, i: int, j: int) -> np.ndarray:
+    """[N] cosine of families i and j at each step; NaN where a gradient is zero."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return m[:, i, j] / np.sqrt(m[:, i, i] * m[:, j, j])
+
+
+def mean_interval(x: np.ndarray) -> tuple[float, float, float, float]:
+    """(mean, low, high, two-sided p of mean 0) by Student's t over the steps [n]; NaN for fewer than two."""
+    if len(x) < 2 or not np.isfinite(x).all():
+        return (float("nan"),) * 4
+    mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, len(x) - 1)) if error > 0 else float(mean == 0)
+    return mean, mean - half, mean + half, p
+
+
+def _block(steps: np.ndarray, m: np.ndarray, i: int, j: int, parts: Sequence[np.ndarray]) -> dict[str, Any]:
+    c = cosines(m, i, j)
+    first, last = c[parts[0]], c[parts[-1]]
+    change = last.mean() - first.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        test = scipy.stats.ttest_ind(last, first, equal_var=False)
+        bounds = test.confidence_interval(LEVEL) if len(parts) > 1 else (np.nan, np.nan)
+    return {
+        "windows": [_window(steps[p], m[p], c[p], i, j) for p in parts],
+        "change": number(change) if len(parts) > 1 else None,
+        "change_interval": [number(b) for b in bounds],
+    }
+
+
+def _window(steps: np.ndarray, m: np.ndarray, c: np.ndarray, i: int, j: int) -> dict[str, Any]:
+    mean, low, high, p = mean_interval(c)
+    squares = m[:, i, i].mean(), m[:, j, j].mean()
+    return {
+        "first_step": int(steps[0]),
+        "last_step": int(steps[-1]),
+        "steps": len(steps),
+        "cosine": number(mean),
+        "cosine_interval": [number(low), number(high)],
+        "noise": number(c.std(ddof=1)) if len(c) > 1 else None,
+        "p_value": number(p),
+        "share_negative": number((c < 0).mean()) if np.isfinite(c).all() else None,
+        "norm_ratio": number(np.sqrt(squares[0] / squares[1])) if squares[1] > 0 else None,
+    }
+
+
+def _decide(blocks: Mapping[str, Any]) -> None:
+    """Adds `p_holm`, adjusted over all blocks and windows, and the `verdict` that follows from it."""
+    windows = {f"{name} {k}": w for name, b in blocks.items() for k, w in enumerate(b["windows"])}
+    adjusted = holm({name: w["p_value"] for name, w in windows.items() if w["p_value"] is not None})
+    for name, w in windows.items():
+        w["p_holm"] = adjusted.get(name)
+        decided = w["p_holm"] is not None and w["p_holm"] < 1 - LEVEL
+        w["verdict"] = ("conflict" if w["cosine"] < 0 else "agreement") if decided else "undecided"

@@ -1,0 +1,224 @@
+"""The conflict report from constructed gradients: what it says, and that it says no more."""
+
+import copy
+import html.parser
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from simulated import batches, from_batches
+
+from jaxprefit.conflict import page, page_steps, report, words
+from jaxprefit.conflict.blocks import KINDS, pairs
+from jaxprefit.conflict.probe import Grams
+from jaxprefit.errors import UserError
+from jaxprefit.html import page as html_page
+
+RUN = {"checkpoint": "runs/<b>", "strategy": "naive", "aggregator": "sum", "step": 3, "seed": 0}
+RUN |= {"families": ["ner", "tc"], "fingerprint": "0"}
+PROBE: dict[str, Any] = {
+    "rounds": 24,
+    "batch_tokens": {"ner": 512, "tc": 1024},
+    "examples": {"ner": 320, "tc": 640},
+    "rows": {"ner": 10_000, "tc": 100},
+    "seed": 0,
+    "transfer": {
+        "gradient": [
+            [None, {"value": 0.5, "interval": [-0.1, 1.1]}],
+            [{"value": -0.5, "interval": [-0.6, -0.4]}, None],
+        ]
+    },
+    "adapters": None,
+    "affinity": None,
+    "curvature": None,
+}
+LAYERS = 11
+
+
+@pytest.fixture(scope="module")
+def grams() -> dict[str, Grams]:
+    """11 layers: layer_9 in strong conflict, layer_10 pure noise, one module of it without gradient."""
+    blocks = {}
+    for n in reversed(range(LAYERS)):
+        for j, kind in enumerate((*KINDS, "output_norm")):
+            truth, snr = (-0.8, 1.0) if n == 9 else (0.0, 0.05) if n == 10 else (0.3, 1.0)
+            blocks[f"layer_{n}/{kind}"] = from_batches(batches(truth, snr, 100 * n + j, dimensions=40))
+    zero = blocks["layer_10/key"]
+    blocks["layer_10/key"] = Grams(0 * zero.rounds, 0 * zero.groups)
+    blocks["embeddings/word"] = from_batches(batches(0.5, 1.0, 7, dimensions=40))
+    return blocks
+
+
+@pytest.fixture(scope="module")
+def result(grams: dict[str, Grams]) -> dict[str, Any]:
+    return of_probe(grams)
+
+
+def of_probe(grams: dict[str, Grams], families: tuple[str, ...] = ("ner", "tc")) -> dict[str, Any]:
+    """A report that holds a probe alone."""
+    counts = {k: {f: PROBE[k].get(f, 256) for f in families} for k in ("batch_tokens", "examples", "rows")}
+    probe = {**PROBE, **counts, "pairs": pairs(grams, families)}
+    return report.content({**RUN, "families": list(families)}, {"probe": probe}, Path("nowhere/conflict.json"))
+
+
+def by_layer(result: dict[str, Any]) -> dict[str, Any]:
+    return result["probe"]["pairs"][0]["blocks"]["layer"]
+
+
+def test_content_is_json(result: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    (pair,) = result["probe"]["pairs"]
+    assert pair["families"] == ["ner", "tc"] and list(pair["blocks"]) == ["whole", "layer", "kind", "module"]
+
+
+def test_layers_are_ordered_by_number(result: dict[str, Any]) -> None:
+    names = ["embeddings", *(f"layer_{n}" for n in range(LAYERS))]
+    blocks = result["probe"]["pairs"][0]["blocks"]
+    assert list(blocks["layer"]) == names
+    assert list(dict.fromkeys(b.split("/")[0] for b in blocks["module"])) == names
+    assert list(blocks["kind"]) == ["embeddings", *KINDS, "norm"]
+
+
+def test_where_the_verdict_is_undecided_no_corrected_number_stands(result: dict[str, Any]) -> None:
+    for blocks in result["probe"]["pairs"][0]["blocks"].values():
+        column = {row[0]: row[4] for row in report.rows(blocks)}
+        for name, block in blocks.items():
+            if block["verdict"] == "undecided":
+                assert column[name] == "undecided", name
+            else:
+                assert column[name] == "undecided" or column[name].startswith(("+", "-")), name
+    layers = by_layer(result)
+    assert layers["layer_9"]["verdict"] == "conflict" and layers["layer_3"]["verdict"] == "agreement"
+    column = {row[0]: row[4] for row in report.rows(layers)}
+    assert column["layer_9"].startswith("-0.") and column["layer_3"].startswith("+0.")
+    zero = report.rows({"zero": result["probe"]["pairs"][0]["blocks"]["module"]["layer_10/key"]})[0]
+    assert zero == ["zero", "- ", "- / -", "undecided", "undecided", "-", "-"]
+
+
+def test_contributions_add_up_to_the_whole_cosine(result: dict[str, Any]) -> None:
+    blocks = result["probe"]["pairs"][0]["blocks"]
+    whole = blocks["whole"]["whole"]["corrected_cosine"]
+    for grouping in ("layer", "kind", "module"):
+        total = sum(b["contribution"] for b in blocks[grouping].values())
+        assert total == pytest.approx(whole, abs=1e-4), grouping
+
+
+def test_tables_on_the_terminal(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_tables(result)
+    out = capsys.readouterr().out
+    for text in ("by layer", "by kind", "layer_10", "attention_output", "whole", "undecided", "conflict"):
+        assert text in out
+    assert "512 tokens of ner, 1,024 tokens of tc" in out and "24 rounds" in out
+    assert "Rows of tc were drawn more than once" in out
+
+
+def test_three_families_are_three_pairs() -> None:
+    rng = np.random.default_rng(0)
+    mean = np.asarray([[3.0, 0, 0], [-3, 0, 0], [-3, 3, 0]])[None, :, None]
+    found = from_batches(mean + rng.normal(size=(24, 3, 2, 3)))
+    result = of_probe({"layer_0/query": found}, ("ner", "tc", "mlm"))
+    verdicts = {tuple(p["families"]): p["blocks"]["whole"]["whole"]["verdict"] for p in result["probe"]["pairs"]}
+    assert verdicts == {("ner", "tc"): "conflict", ("ner", "mlm"): "conflict", ("tc", "mlm"): "agreement"}
+    assert html_page("Three", page.sections(result)).count("<img") == 6 + 1
+
+
+# In words
+
+
+def test_verdict_comes_first_and_claims_no_cause(result: dict[str, Any]) -> None:
+    sections = page.sections(result)
+    assert sections[0][0] == "Verdict" and sections[-1][0] == "Limits of the method"
+    first = words.verdict(result)[0]
+    assert "24 rounds" in first and "512 tokens of ner" in first and "in conflict: layer_9" in first
+    assert any("not measured" in text for text in words.verdict(result)), "what it costs"
+    conflict = copy.deepcopy(result)
+    conflict["probe"]["pairs"][0]["blocks"]["whole"]["whole"]["verdict"] = "conflict"
+    assert "consistent with" in words.verdict(conflict)[0]
+
+
+def test_sections_that_were_not_measured_say_how(result: dict[str, Any]) -> None:
+    found = dict(page.sections(result))
+    for title, mode in (("Over training", "online"), ("What stopping one family does", "ablate")):
+        (text,) = found[title]
+        assert "Not measured" in text and f"--config.conflict.mode={mode}" in text and "runs/&lt;b&gt;" in text
+
+
+class Links(html.parser.HTMLParser):
+    """All tags, and every attribute that names an address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
+
+
+def test_page_needs_nothing_from_outside(result: dict[str, Any]) -> None:
+    text = html_page("Conflict <of> layers", page.sections(result))
+    links = Links()
+    links.feed(text)
+    assert not {"script", "link", "iframe", "object", "a"} & set(links.tags)
+    assert len(links.addresses) == 3
+    assert all(address.startswith("data:image/png;base64,") for address in links.addresses)
+    assert "://" not in text and "@import" not in text and "url(" not in text
+    assert "Conflict &lt;of&gt; layers" in text
+    assert "undecided" in text and "layer_10" in text
+
+
+def test_report_stands_where_nothing_can_be_decided() -> None:
+    zero = Grams(np.zeros((4, 2, 2, 2, 2)), np.zeros((2, 8, 2, 8)))
+    result = of_probe({f"layer_{n}/{kind}": zero for n in range(2) for kind in KINDS})
+    assert {b["verdict"] for b in result["probe"]["pairs"][0]["blocks"]["module"].values()} == {"undecided"}
+    assert "too noisy" in words.verdict(result)[0]
+    assert html_page("Nothing", page.sections(result))
+
+
+def test_report_of_a_shared_adapter(grams: dict[str, Grams], capsys: pytest.CaptureFixture[str]) -> None:
+    both = {**grams, **{f"lora/shared/{name}": g for name, g in grams.items() if name.startswith("layer_9")}}
+    result = of_probe(both)
+    assert [*by_layer(result)][-1] == "lora/shared"
+    report.print_tables(result)
+    assert html_page("Shared", page.sections(result))
+
+
+# One file of many sections
+
+
+def test_sections_gather_in_one_file(result: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "conflict.json"
+    file.write_text(json.dumps(result))
+    both = report.content({**RUN, "checkpoint": "./runs/<b>"}, {"online": None, "advice": {"decided": False}}, file)
+    assert both["probe"] == result["probe"] and both["advice"] == {"decided": False}
+    with pytest.raises(UserError, match="another run or step"):
+        report.content({**RUN, "step": 4}, {}, file)
+    for damage in ("{", "[]", json.dumps({**result, "version": 2})):
+        file.write_text(damage)
+        with pytest.raises(UserError, match=r"conflict.json"):
+            report.content(RUN, {}, file)
+
+
+# Steps
+
+
+def test_transfer_is_a_number_only_where_it_is_decided(result: dict[str, Any]) -> None:
+    text = "".join(dict(page.sections(result))["What a step does to other families"])
+    assert "undecided [-0.10, +1.10]" in text and "-0.50 [-0.60, -0.40]" in text
+
+
+def test_affinity_and_curvature_are_shown_with_intervals() -> None:
+    entry, vague = {"value": 0.002, "interval": [0.001, 0.003]}, {"value": 0.002, "interval": [-0.001, 0.005]}
+    matrix = [[entry, vague], [vague, entry]]
+    shown = {"steps": 4, "held_out_batches": {"ner": 3, "tc": 2}, "learning_rate": 5e-5}
+    shown |= {"measured": matrix, "first_order": matrix, "second_order": matrix}
+    text = "".join(page_steps.affinity(shown, ["ner", "tc"]))
+    assert "+0.2000 [+0.1000, +0.3000]" in text and "undecided [-0.1000, +0.5000]" in text
+    assert "3 held-out batches of ner" in text and "4 Adam-scaled steps" in text
+    triad = {"families": ["ner", "tc"], "conflict": True, "curvature": None, "step": False, "flag": False}
+    bent = {"steps": 4, "along_update": {"ner": entry, "tc": vague}, "joint": entry, "lipschitz": entry}
+    text = "".join(page_steps.curvature({**bent, "triads": [triad]}))
+    assert "<td>yes</td><td>undecided</td><td>no</td><td>no</td>" in text
