@@ -32,7 +32,7 @@ def grams(
 def groups(
     cosine: float, snr: float, rounds: int, simulations: int, seed: int, dimensions: int = DIMENSIONS
 ) -> np.ndarray:
-    """K [simulations, 2, G, 2, G] of a probe of so many rounds of 2 batches; a group's mean is a less noisy gradient."""
+    """K [simulations, 2, G, 2, G] of a probe of so many rounds of 2 batches; means of groups are less noisy."""
     each = 2 * rounds / GROUPS
     k = grams(cosine, snr * np.sqrt(each), GROUPS, simulations, np.random.default_rng(seed), dimensions)
     return k.reshape(simulations, 2, GROUPS, 2, GROUPS)
