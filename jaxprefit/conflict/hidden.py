@@ -11,9 +11,11 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.packing import Layout
-from jaxprefit.downstream.batches import TEST_ROWS, packed, row_length
+from jaxprefit.downstream.batches import packed, row_length
 from jaxprefit.encoder import Encoder, EncoderConfig, pool_segments
 from jaxprefit.loading import Model
+
+ROWS = 16  # of a packed batch: few, as a fold of a probe has few texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def hidden_states(view: View, texts: Sequence[np.ndarray], keep: Sequence[np.nda
     tokens = np.empty((shape[0], begin[-1], shape[1]), np.float32)
     sentences = np.empty((shape[0], len(texts), shape[1]), np.float32)
     sizes = [len(t) for t in texts]
-    for chosen, packing in packed(sizes, Layout.of(TEST_ROWS, row_length(max(sizes)))):
+    for chosen, packing in packed(sizes, Layout.of(ROWS, row_length(max(sizes)))):
         ids = packing.lay([texts[i] for i in chosen])
         hidden, pooled = map(np.asarray, _apply(view.config)(view.variables, ids, packing.segments()))
         sentences[:, chosen] = pooled[:, packing.slot]

@@ -90,8 +90,9 @@ def macro_f1(true: np.ndarray, found: np.ndarray) -> float:
 
 
 def _fold(view: View, family: str, train: Part, test: Part) -> list[float]:
-    states = [hidden_states(view, part.texts, part.keep) for part in (train, test)]
-    fitted, held = (s.tokens if family == "ner" else s.sentences for s in states)
+    states = hidden_states(view, train.texts + test.texts, train.keep + test.keep)  # as one: fuller batches
+    vectors = states.tokens if family == "ner" else states.sentences
+    fitted, held = np.split(vectors, [len(train.labels)], axis=1)
     score = macro_f1 if family == "ner" else lambda true, found: float(np.mean(true == found))
     return [score(test.labels, predict(a, train.labels, b)) for a, b in zip(fitted, held)]
 
