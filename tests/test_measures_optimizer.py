@@ -81,15 +81,17 @@ def tiny_loss(family: str, params: dict, batch: tuple) -> jax.Array:
 def tiny() -> tuple:
     rng = np.random.default_rng(0)
     params = {"backbone/layer_0/query/kernel": jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)}
-    params |= {f"head/{f}": jnp.asarray(rng.normal(size=4), jnp.float32) for f in ("ner", "tc")}
+    head = jnp.asarray(rng.normal(size=4), jnp.float32)
+    params |= {"head/ner": head, "head/tc": head}
 
-    def batch(shift: float) -> tuple:
-        return jnp.asarray(rng.normal(size=(16, 5)), jnp.float32), jnp.asarray(rng.normal(size=16) + shift, jnp.float32)
+    def batch() -> tuple:
+        x = jnp.asarray(rng.normal(size=(64, 5)), jnp.float32)
+        return x, 2 * x[:, 0]
 
-    held = {"ner": [batch(1.0), batch(1.0)], "tc": [batch(1.0)]}
+    held = {"ner": [batch(), batch()], "tc": [batch()]}
     gradients = {}
     for f in held:
-        shared = jax.grad(lambda k, f=f: tiny_loss(f, {**params, "backbone/layer_0/query/kernel": k}, batch(1.0)))
+        shared = jax.grad(lambda k, f=f: tiny_loss(f, {**params, "backbone/layer_0/query/kernel": k}, batch()))
         gradients[f] = {"backbone/layer_0/query/kernel": shared(params["backbone/layer_0/query/kernel"])}
     return params, held, gradients
 
@@ -128,30 +130,35 @@ def test_affinity_by_hand() -> None:
 # Curvature
 
 
-def quadratic(matrix: np.ndarray) -> curvature.Loss:
-    return lambda params: params["w"] @ jnp.asarray(matrix, jnp.float32) @ params["w"] / 2 + params["v"].sum() ** 4
-
-
 HESSIAN = np.asarray([[3.0, 1.0], [1.0, -5.0]])
+
+
+def product(params: dict, vector: dict) -> dict:
+    def loss(p: dict) -> jax.Array:
+        return p["w"] @ jnp.asarray(HESSIAN, jnp.float32) @ p["w"] / 2 + p["v"].sum() ** 4
+
+    return curvature.hessian_vector(loss, params, vector)
+
+
 AT = {"w": jnp.asarray([1.0, 2.0]), "v": jnp.ones(1)}
 
 
 def test_hessian_vector_product() -> None:
-    found = curvature.hessian_vector(quadratic(HESSIAN), AT, {"w": jnp.asarray([2.0, -1.0])})
+    found = product(AT, {"w": jnp.asarray([2.0, -1.0])})
     np.testing.assert_allclose(found["w"], HESSIAN @ [2.0, -1.0])
     assert set(found) == {"w"}, "what the direction lacks stays fixed"
     u = np.asarray([2.0, -1.0])
-    assert curvature.along(quadratic(HESSIAN), AT, {"w": jnp.asarray(u)}) == pytest.approx(u @ HESSIAN @ u / (u @ u))
-    assert np.isnan(curvature.along(quadratic(HESSIAN), AT, {"w": jnp.zeros(2)}))
+    assert curvature.along(product, AT, {"w": jnp.asarray(u)}) == pytest.approx(u @ HESSIAN @ u / (u @ u))
+    assert np.isnan(curvature.along(product, AT, {"w": jnp.zeros(2)}))
 
 
 def test_curvature_on_the_way_and_largest() -> None:
     # d^2/dv^2 v^4 = 12 v^2, whose mean on [1, 3] is 52
-    found = curvature.multi_task_curvature(quadratic(HESSIAN), AT, {"v": jnp.full(1, 2.0)}, {"v": jnp.ones(1)})
+    found = curvature.multi_task_curvature(product, AT, {"v": jnp.full(1, 2.0)}, {"v": jnp.ones(1)})
     assert found == pytest.approx(52, rel=1e-5)
     start = {"w": jnp.asarray([0.3, 0.4])}
     largest = np.abs(np.linalg.eigvalsh(HESSIAN)).max()
-    assert curvature.largest(quadratic(HESSIAN), AT, start, 40) == pytest.approx(largest, rel=1e-3)
+    assert curvature.largest(product, AT, start, 40) == pytest.approx(largest, rel=1e-3)
 
 
 def test_tragic_triad_by_hand() -> None:
