@@ -75,7 +75,7 @@ def _apply(config: EncoderConfig) -> Callable[[Mapping, Any, Any], tuple[jax.Arr
     """Jitted (variables, ids [R, L], segments [R, L]) -> (hidden [N + 1, R, L, D], pooled [N + 1, slots, D])."""
 
     def apply(variables: Mapping, ids: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states = Encoder(config).apply(variables, ids, segments, all_hidden=True)
+        states: Any = Encoder(config).apply(variables, ids, segments, all_hidden=True)
         per_row = Layout.of(*ids.shape).per_row
         return jnp.stack(states), jnp.stack([pool_segments(h, segments, per_row) for h in states])
 

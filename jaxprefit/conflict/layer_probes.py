@@ -64,7 +64,9 @@ class Probe:
             if size < 2:
                 raise UserError(f"task '{name}' has {len(data)} rows; {folds} folds of probes need {2 * folds} or more")
             order = np.random.default_rng((seed, number)).permutation(len(data))[: size * folds]
-            halves.append([_part(data, chosen, tokenizer, max_length) for chosen in order.reshape(folds, size)])
+            halves.append(
+                [_part(data, chosen.tolist(), tokenizer, max_length) for chosen in order.reshape(folds, size)]
+            )
         return cls(name, "ner" if train.kind == "ner" else "tc", len(train.types), list(zip(*halves)))
 
 

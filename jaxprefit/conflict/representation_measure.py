@@ -117,12 +117,13 @@ def _of_texts(
     cka: list[rep.Estimate] = []  # by layer, of [V, V]
     for layer in range(values.shape[1]):
         at, means = [t[layer] for t in tokens], [s[layer] for s in sentences]
-        cka.append(rep.leave_groups_out(lambda g, at=at: rep.cka([x[g[of_token]] for x in at]), GROUPS))
-        statistics = {
+        statistics: dict[str, Callable[..., Any]] = {
+            "cka": lambda g, at=at: rep.cka([x[g[of_token]] for x in at]),
             "effective_rank": lambda g, at=at: [rep.effective_rank(x[g[of_token]]) for x in at],
             "uniformity": lambda g, m=means: [rep.uniformity(x[g[of_text]]) for x in m],
             "alignment": lambda g, m=means: [rep.alignment(*(x[p[g[of_pair]]] for p in sample.pairs.T)) for x in m],
         }
+        cka.append(rep.leave_groups_out(statistics["cka"], GROUPS))
         for name, by_layer in estimates.items():
             by_layer.append(rep.leave_groups_out(statistics[name], GROUPS))
 
@@ -207,8 +208,8 @@ def _folded(scores: np.ndarray) -> Band:
     return _band(scores.mean(0), scores.mean(0) - half, scores.mean(0) + half)
 
 
-def _band(value: Sequence, low: Sequence, high: Sequence) -> Band:
-    def numbers(values: Sequence) -> list[float | None]:
+def _band(value: Any, low: Any, high: Any) -> Band:
+    def numbers(values: Any) -> list[float | None]:
         return [round(float(x), 6) if np.isfinite(x) else None for x in values]
 
     return {"value": numbers(value), "low": numbers(low), "high": numbers(high)}

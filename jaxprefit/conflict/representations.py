@@ -10,6 +10,7 @@ tokens toward it (`intra_sentence` rises), while NER needs them apart (its probe
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.spatial.distance
@@ -116,7 +117,8 @@ class Estimate:
     def __getitem__(self, index: int | tuple[int, ...]) -> "Estimate":
         """One entry of the statistic."""
         index = index if isinstance(index, tuple) else (index,)
-        return Estimate(self.value[index], self.parts[:, *index])
+        of_all_parts: Any = (slice(None), *index)
+        return Estimate(self.value[index], self.parts[of_all_parts])
 
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) at LEVEL by the grouped jackknife: Student's t with G - 1 degrees of freedom."""
@@ -126,7 +128,7 @@ class Estimate:
         return self.value - half, self.value + half
 
 
-def leave_groups_out(statistic: Callable[[np.ndarray], np.ndarray], groups: int) -> Estimate:
+def leave_groups_out(statistic: Callable[[np.ndarray], Any], groups: int) -> Estimate:
     """The jackknife over groups of texts. `statistic` takes which groups to count, [G] bool.
 
     Not the bootstrap: a text drawn twice would be its own neighbour, and CKA and uniformity are made of pairs.

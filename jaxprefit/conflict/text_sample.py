@@ -37,7 +37,10 @@ class Sample:
         cls, name: str, origins: Sequence[Origin], tokenizer: tokenizers.Tokenizer, tokens: int, seed: int
     ) -> "Sample":
         """All records with two ordinary tokens in each text, and at most `tokens` of their tokens drawn by `seed`."""
-        texts, keep, record, pairs = [], [], [], []
+        texts: list[np.ndarray] = []
+        keep: list[np.ndarray] = []
+        record: list[int] = []
+        pairs: list[tuple[int, int]] = []
         count = 0
         for origin in origins:
             for ids in origin.records:
