@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments import wiring
 from experiments.benchmarks.timing import Spread, spread
-from jaxprefit import surgery, train
+from jaxprefit import train
 from jaxprefit.data import mixture
 from jaxprefit.families import useful_tokens
 from jaxprefit.sharding import put_batch
@@ -25,7 +25,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     state, tx = wiring.fresh_state(run)
     streams = wiring.streams(run.data, run.setup.families, config, config.seed)
     key = jax.random.key(config.seed)
-    step = train.make_step(run.setup, tx, run.optimizer, surgery.get(config.aggregator), run.mesh, key)
+    step = train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key)
     most = config.steps_per_repetition
     rates: dict[str, list[float]] = {"loader": [], "step": []}
     for repetition in range(config.repetitions + 1):
