@@ -75,6 +75,7 @@ def test_the_cost_of_logged_gram_matrices_is_measured(tmp_path_factory: pytest.T
     config = benchmark_config.get_config()
     cache = tmp_path_factory.getbasetemp() / "cache"
     config.update_from_flattened_dict({**run.TINY, "data.cache": str(cache)})
+    config.data.tc.chunk_rows = 0
     config.update({"what": "conflict", "repetitions": 2})
     content = benchmark.run(config, tmp_path / "run")
     schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_conflict.schema.json").read_text())

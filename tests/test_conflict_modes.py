@@ -15,7 +15,7 @@ from jaxprefit import cli
 from jaxprefit.errors import UserError
 
 STEPS = 6
-SMALL = {"texts": 20, "tokens": 40, "folds": 2, "fold_rows": 20}
+SMALL = {"texts": 60, "tokens": 40, "folds": 2, "fold_rows": 20}
 
 
 @pytest.fixture(scope="module")
