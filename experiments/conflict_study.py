@@ -1,0 +1,124 @@
+r"""All that the project says of gradient conflict from one start encoder, in one command that can be stopped.
+
+python -m experiments.conflict_study --workdir=runs/conflict/mini --config.model.path=DIR --config.data.root=DIR
+
+Pre-finetunes naive and task_primary, writes the full report of each (every mode of experiments.conflict, controls of
+the ablation for naive only), sets the two side by side, and tries the advice of naive's report
+(experiments.conflict_trial). Writes WORKDIR/conflict_study.md, the figures in tables, beside the reports in
+WORKDIR/report_STRATEGY/conflict.html. What is finished is not done again.
+"""
+
+import copy
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import conflict, conflict_trial, prefinetune, wiring
+from experiments.checks import check
+from experiments.tables import markdown
+from jaxprefit import cli
+from jaxprefit.conflict import words
+from jaxprefit.conflict.blocks import known
+from jaxprefit.conflict.report import SECTIONS, bounds, read, signed
+from jaxprefit.files import write_text
+
+STRATEGIES = ("naive", "task_primary")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> str:
+    """Runs what is not there yet, and returns what conflict_study.md holds."""
+    check(config)
+    base = copy.deepcopy(config)
+    base.data.cache = str(wiring.cache_folder(config, workdir))
+    reports = {}
+    for strategy in STRATEGIES:
+        c = copy.deepcopy(base)
+        c.strategy = strategy
+        c.conflict.ablation.controls = base.conflict.ablation.controls and strategy == "naive"
+        prefinetune.run(c, workdir / strategy)
+        reports[strategy] = full_report(c, workdir / f"report_{strategy}", workdir / strategy)
+    c = copy.deepcopy(base)
+    c.conflict.mode = "compare"
+    together = ",".join(str(workdir / f"report_{s}") for s in STRATEGIES)
+    conflict.run(c, workdir / "compare", together, show=False)
+    trial = None
+    if reports["naive"]["advice"]["decided"]:
+        trial = conflict_trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
+    text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, trial))
+    write_text(workdir / "conflict_study.md", text)
+    print(text)
+    return text
+
+
+def full_report(config: ConfigDict, folder: pathlib.Path, checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The report of one run with every section, and advice from all of them."""
+    file = folder / "conflict.json"
+    for section, mode in SECTIONS.items():
+        if mode == "compare" or (file.exists() and read(file)[section] is not None):
+            continue
+        config.conflict.mode = mode
+        conflict.run(config, folder, str(checkpoint), show=False)
+    return read(file)
+
+
+def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | None) -> list[str]:
+    """Lines of conflict_study.md."""
+    lines = [f"# Conflict from {start}", ""]
+    for strategy, report in reports.items():
+        lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in words.verdict(report)), ""]
+    lines += gradients(reports)
+    for strategy, report in reports.items():
+        lines += ablated(strategy, report["ablation"])
+    lines += conflict_trial.report(dict(trial))[2:] if trial else ["No advice was decided; nothing to try.", ""]
+    return lines
+
+
+def gradients(reports: Mapping[str, Any]) -> list[str]:
+    """The probe's blocks by layer, strategies side by side."""
+    rows, sizes = [], []
+    for strategy, report in reports.items():
+        probe = report["probe"]
+        sizes.append(f"{strategy}: step {report['run']['step']}, {probe['rounds']} rounds of two batches of "
+                     + " and ".join(f"{n:,} tokens of {f}" for f, n in probe["batch_tokens"].items()))  # fmt: skip
+    blocks = {s: r["probe"]["pairs"][0]["blocks"] for s, r in reports.items()}
+    names = [n for n in next(iter(blocks.values()))["layer"] if n != "whole"]
+    for name in (*names, "whole"):
+        row = [name]
+        for found in blocks.values():
+            b = {**found["layer"], **found["whole"]}[name]
+            within = " / ".join(signed(c) for c in b["cosine_within"])
+            raw = f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}"
+            corrected = f"{signed(b['corrected_cosine'], 2)} {bounds(b['corrected_interval'], 2)}"
+            row += [b["verdict"], corrected if known(b) else "undecided", raw, within]
+        rows.append(row)
+    header = ["block"]
+    for s in reports:
+        header += [f"{s}: verdict", "noise-corrected [95 %]", "raw [95 %]", "within ner / tc"]
+    return markdown("Gradients (" + "; ".join(sizes) + ")", header, rows)
+
+
+def ablated(strategy: str, section: Mapping[str, Any]) -> list[str]:
+    """The ablation's rows."""
+    families = list(section["batches"])
+    rows = []
+    for r in section["rows"]:
+        row = [r["says"]]
+        for f in families:
+            e = r["effect"].get(f)
+            if e:
+                row += [f"{signed(e['difference'], 4)} {bounds(e['interval'], 4)}", e["verdict"]]
+            else:
+                row += [f"loss {r['loss'][f]:.4f}" if f in r["loss"] else "-", "-"]
+        rows.append(row)
+    seeds = ", ".join(map(str, section["seeds"]))
+    over = ", ".join(f"{n} batches of {f}" for f, n in section["batches"].items())
+    title = (
+        f"Ablation of {strategy}: {section['steps']} steps, seeds {seeds}; change of held-out loss in nats over {over}"
+    )
+    return markdown(title, ["variant", *(c for f in families for c in (f"{f} [95 %]", "verdict"))], rows)
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", config="configs/conflict.py")

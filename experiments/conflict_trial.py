@@ -1,0 +1,173 @@
+r"""Is LoRA better where a conflict report advises it than on the last layers? Equal parameters, several seeds.
+
+python -m experiments.conflict_trial --config=configs/conflict.py --workdir=runs/trial \
+    --advice=runs/naive_conflict/advice.json --config.model.path=DIR --config.data.root=DIR
+
+Pre-finetunes task_primary with config.lora and with the advised LoRA, once per seed of conflict.ablation.seeds, and
+fine-tunes downstream.ner and downstream.tc from each. Writes WORKDIR/trial.json and trial.md: held-out losses with
+paired intervals over seeds and batches, and downstream scores. The same command continues where it was stopped.
+"""
+
+import copy
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+import jaxprefit
+from experiments import downstream, prefinetune, wiring
+from experiments.checks import check
+from experiments.objectives import spread
+from experiments.tables import markdown
+from jaxprefit import cli, lora, train
+from jaxprefit.conflict import ablation
+from jaxprefit.conflict.report import bounds, signed
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json, write_text
+
+TRIAL_VERSION = 1
+PLACEMENTS = ("default", "advised")
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any]:
+    """Trains and scores what is not there yet, and returns what trial.json holds."""
+    check(config)
+    configs = {"default": of_placement(config, {}), "advised": of_placement(config, read(advice))}
+    specs = {p: wiring.lora_spec(c) for p, c in configs.items()}
+    if specs["default"] == specs["advised"]:
+        raise UserError(f"{advice} advises the LoRA that config.lora already has; there is nothing to compare")
+    seeds = list(config.conflict.ablation.seeds)
+    losses: dict[str, dict[str, list[list[float]]]] = {p: {} for p in PLACEMENTS}  # placement -> family -> [S, B]
+    scores: dict[str, list[dict[str, Any]]] = {p: [] for p in PLACEMENTS}
+    parameters: dict[str, int] = {}
+    for seed in seeds:
+        for placement, c in configs.items():
+            c.seed, folder = seed, workdir / f"{placement}_{seed}"
+            c.data.cache = str(wiring.cache_folder(config, workdir))
+            prefinetune.run(c, folder)
+            model = jaxprefit.load(folder)
+            parameters[placement] = lora.size(specs[placement], model.config)
+            for family, values in held_out(c, folder, model, config.seed).items():
+                losses[placement].setdefault(family, []).append(values)
+            if config.downstream.ner or config.downstream.tc:
+                scores[placement].append(downstream.score_model(c, folder / "downstream", model, str(folder)))
+    content = {
+        "schema": "jaxprefit.trial",
+        "version": TRIAL_VERSION,
+        "start": pathlib.Path(config.model.path).name or "random",
+        "steps": config.optimizer.steps,
+        "seeds": seeds,
+        "lora": {p: {**configs[p].lora.to_dict(), "parameters": parameters[p]} for p in PLACEMENTS},
+        "held_out": compared(losses),
+        "downstream": {"settings": scores["default"][0]["downstream"] if scores["default"] else None,
+                       "tasks": tasks(scores)},
+    }  # fmt: skip
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "trial.json", content)
+    text = "\n".join(report(content))
+    write_text(workdir / "trial.md", text)
+    print(text)
+    return content
+
+
+def read(advice: str) -> dict[str, Any]:
+    """The settings of config.lora in an advice.json."""
+    if not advice:
+        raise UserError("--advice is missing; give the advice.json that experiments.conflict wrote in mode advise")
+    try:
+        found = json.loads(pathlib.Path(advice).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise UserError(f"{advice} cannot be read as JSON ({type(e).__name__}); mode advise writes it") from None
+    unknown = set(found) - {"layers", "last_layers", "targets", "rank", "alpha"} if isinstance(found, dict) else {"it"}
+    if unknown:
+        raise UserError(f"{advice} holds '{sorted(unknown)[0]}', which is no setting of LoRA; mode advise writes it")
+    return found
+
+
+def of_placement(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
+    """The config of one placement of the families' LoRAs."""
+    c = copy.deepcopy(config)
+    c.strategy = "task_primary"
+    c.lora.update({key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+    return c
+
+
+def held_out(config: ConfigDict, folder: pathlib.Path, model: jaxprefit.Model, seed: int) -> dict[str, list[float]]:
+    """Family -> the model's loss on each held-out batch, the batches drawn by `seed`, equal for all runs."""
+    parts, same = wiring.make_run(config, folder), copy.deepcopy(config)
+    same.seed = seed
+    flat, found = flatten_dict(model.params, sep="/"), {}
+    for name, batches in wiring.held_out_batches(parts, same).items():
+        evaluate = train.make_eval(parts.setup, name)
+        found[name] = [float(jax.device_get(evaluate(flat, batch)["loss"])) for batch in batches]
+    return found
+
+
+def compared(losses: dict[str, dict[str, list[list[float]]]]) -> dict[str, Any]:
+    """Family -> mean losses, and advised minus default with its interval."""
+    out: dict[str, Any] = {}
+    for family, default in losses["default"].items():
+        values = {p: np.asarray(losses[p][family]) for p in PLACEMENTS}
+        out[family] = {
+            "batches": len(default[0]),
+            **{p: spread([float(x) for x in v.mean(1)]) for p, v in values.items()},
+            "effect": ablation.effect(values["default"], values["advised"]),
+        }
+    return out
+
+
+def tasks(scores: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Per downstream task the main score of every pre-finetuning seed, mean over the fine-tuning seeds."""
+    out = []
+    for i, entry in enumerate(scores["default"][0]["tasks"] if scores["default"] else ()):
+        key = downstream.MAIN_SCORE[entry["family"]]
+        means = {p: spread([found["tasks"][i]["mean"][key] for found in scores[p]]) for p in PLACEMENTS}
+        out.append({"task": entry["task"], "family": entry["family"], "score": key, **means})
+    return out
+
+
+def report(content: dict[str, Any]) -> list[str]:
+    """Lines of trial.md."""
+    seeds = ", ".join(map(str, content["seeds"]))
+    lines = [f"# LoRA as advised and on the last layers, from {content['start']}", ""]
+    lines += [f"task_primary, {content['steps']} steps, pre-finetuning seeds {seeds}.", ""]
+    placed = [[p, _layers(c), ", ".join(c["targets"]), str(c["rank"]), f"{c['parameters']:,}"]
+              for p, c in content["lora"].items()]  # fmt: skip
+    lines += markdown("Placements", ["placement", "layers", "matrices", "rank", "parameters of an adapter"], placed)
+    rows = []
+    for family, entry in content["held_out"].items():
+        e = entry["effect"]
+        change = f"{signed(e['difference'], 4)} {bounds(e['interval'], 4)}"
+        rows.append([family, *(_mean(entry[p], 1, 4) for p in PLACEMENTS), change, _verdict(e)])
+    title = "Held-out losses in nats (mean and deviation over seeds; interval at 95 % over seeds and batches)"
+    lines += markdown(title, ["family", *PLACEMENTS, "advised - default", "verdict"], rows)
+    if content["downstream"]["tasks"]:
+        c = content["downstream"]["settings"]
+        scored = [[e["task"], *(_mean(e[p], 100, 1) for p in PLACEMENTS),
+                   f"{100 * (e['advised']['mean'] - e['default']['mean']):+.1f}"]
+                  for e in content["downstream"]["tasks"]]  # fmt: skip
+        title = f"Downstream, mode {c['mode']}, {c['fraction']:.0%} of the labels: strict span F1, accuracy, in percent"
+        lines += markdown(title, ["task", *PLACEMENTS, "difference"], scored)
+    return lines
+
+
+def _layers(settings: dict[str, Any]) -> str:
+    return ", ".join(map(str, settings["layers"])) or f"last {settings['last_layers']}"
+
+
+def _mean(values: dict[str, Any], scale: float, digits: int) -> str:
+    deviation = "" if values["deviation"] is None else f" ± {scale * values['deviation']:.{digits}f}"
+    return f"{scale * values['mean']:.{digits}f}{deviation}"
+
+
+def _verdict(e: dict[str, Any]) -> str:
+    decided = e["p_value"] is not None and e["p_value"] < 1 - ablation.LEVEL
+    return ("advised better" if e["difference"] < 0 else "advised worse") if decided else "undecided"
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", advice="The advice.json of a report.")
