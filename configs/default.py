@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     c.data.ner.concept_encoder = "frozen"  # vectors of entity types: frozen or trained start encoder, learned table
     c.data.ner.max_concepts = 512  # in a batch; a type that finds no place is left out there
     c.data.ner.teacher = ""  # of distill: a Hugging Face directory with the start encoder's tokenizer
+    c.data.ner.teacher_cache = ""  # folder to keep its vectors in; empty: computed at each batch
     c.data.tc.rows = 32
     c.data.tc.objective = "contrastive"  # of pairs; or 'supervised': of labelled sets with a head each
     c.data.tc.chunk_rows = 0  # rows encoded at a time (gradient caching: less memory, more time); 0: all

@@ -110,6 +110,10 @@ def check(config: ConfigDict) -> None:
             f"data.ner.loss is '{config.data.ner.loss}' and data.ner.teacher '{config.data.ner.teacher}'; "
             "the loss distill needs a teacher, a Hugging Face directory, and no other loss takes one"
         )
+    if config.data.ner.teacher_cache and not config.data.ner.teacher:
+        raise UserError(
+            f"data.ner.teacher_cache is '{config.data.ner.teacher_cache}', but data.ner.teacher names no teacher"
+        )
     if config.data.drop_overlap not in ("", *LEVELS):
         raise UserError(f"data.drop_overlap is '{config.data.drop_overlap}'; use {', '.join(LEVELS)}, or '' for none")
     if config.data.drop_overlap and not (config.downstream.ner or config.downstream.tc):

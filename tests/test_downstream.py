@@ -20,7 +20,7 @@ from experiments.benchmarks.downstream import padded, plain
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.encode import pad_ids
-from jaxprefit.data.packing import Layout
+from jaxprefit.data.packing import Layout, packed
 from jaxprefit.downstream import batches, cells, seeds
 from jaxprefit.downstream.evaluate import ill_formed, ner_scores, tc_scores
 from jaxprefit.downstream.features import Features
@@ -386,7 +386,7 @@ def test_every_text_of_a_batch_finds_a_place(sizes: list[int], picks: list[int])
         assert packing.size.tolist() == [sizes[i] for i in order]
         assert (np.bincount(packing.segments().ravel())[1:] > 0).all()
         assert (packing.segments() > 0).sum() == packing.size.sum()
-    everything = list(batches.packed(sizes, Layout.of(2, 64)))
+    everything = list(packed(sizes, Layout.of(2, 64)))
     assert sorted(i for order, _ in everything for i in order) == [*range(len(sizes))]
 
 

@@ -32,7 +32,8 @@ from jaxprefit.pretrained import Pretrained, load_pretrained
 
 TOKENIZER = tokenizer()
 LAYOUT = Layout(2, 16, 2)
-SETTINGS = {"max_length": 10, "loss": "sigmoid", "concept_encoder": "frozen", "max_concepts": 64, "teacher": ""}
+SETTINGS = {"max_length": 10, "loss": "sigmoid", "concept_encoder": "frozen", "max_concepts": 64}
+SETTINGS |= {"teacher": "", "teacher_cache": ""}
 SOURCES: list[Any] = [
     SimpleNamespace(name="news", types=("LOC", "PER"), names={}),
     SimpleNamespace(name="biology", types=("Cell_line",), names={}),
@@ -291,6 +292,34 @@ def test_distill_batches_hold_the_teachers_vectors_of_each_text(teacher_folder: 
         alone = np.asarray(encode({"params": teacher.params}, ids, np.ones_like(ids, bool)))[0]
         alone = alone / np.linalg.norm(alone, axis=1, keepdims=True)
         np.testing.assert_allclose(batch["teacher"][0][own], alone, atol=1e-5)
+
+
+class Source(list):
+    """Rows with what a prepared source has beside them."""
+
+    def __init__(self, name: str, rows: list[dict]) -> None:
+        super().__init__(rows)
+        self.name, self.types, self.names, self.directory = name, (), {}, Path(f"{name}-0123")
+
+
+def test_cached_vectors_of_a_teacher_are_those_computed_on_the_fly(teacher_folder: Path, tmp_path: Path) -> None:
+    sources: list[Any] = [Source("news", [NEWS, NEWS]), Source("biology", [BIOLOGY])]
+    chosen = {**SETTINGS, "loss": "distill", "teacher": str(teacher_folder)}
+    family = DistillFamily.create({**chosen, "teacher_cache": str(tmp_path)}, sources, TOKENIZER)
+    fresh = DistillFamily.create(chosen, sources, TOKENIZER)
+    found, wanted = batch_of(family), batch_of(fresh)
+    real = wanted["segments"] > 0
+    np.testing.assert_allclose(found["teacher"][real], wanted["teacher"][real], atol=5e-4)
+    assert family.describe() == fresh.describe()
+    (folder,) = tmp_path.iterdir()
+    before = (folder / "vectors.npy").stat().st_mtime_ns
+    again = DistillFamily.create({**chosen, "teacher_cache": str(tmp_path)}, sources, TOKENIZER)
+    assert [*tmp_path.iterdir()] == [folder] and (folder / "vectors.npy").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="lacks a text of the sources; delete it"):
+        again.teacher.vectors(found["input_ids"] + 1, found["segments"])
+    (folder / "keys.npy").write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged .* delete it"):
+        DistillFamily.create({**chosen, "teacher_cache": str(tmp_path)}, sources, TOKENIZER)
 
 
 def test_distill_needs_no_entities(teacher_folder: Path) -> None:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxprefit.data.packing import Layout
-from jaxprefit.downstream.batches import packed, row_length
+from jaxprefit.data.packing import Layout, packed
+from jaxprefit.downstream.batches import row_length
 from jaxprefit.encoder import Encoder, EncoderConfig, pool_segments
 from jaxprefit.loading import Model
 

@@ -8,7 +8,7 @@ pooled vector stands at its slot, row * per_row + segment - 1 (`encoder.pool_seg
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -64,6 +64,10 @@ class Packing:
         return self.lay([np.full(n, s) for n, s in zip(self.size, self.segment)])
 
 
+Placed = tuple[list[int], Packing]
+"""Indices of texts, and where each stands: text t of the packing is the t-th of the list."""
+
+
 def pack(sizes: Sequence[Sequence[int]], layout: Layout) -> tuple[list[int], Packing]:
     """Lays out as many examples as fit: (the indices of those placed, in order, and where their texts are).
 
@@ -92,3 +96,14 @@ def pack(sizes: Sequence[Sequence[int]], layout: Layout) -> tuple[list[int], Pac
             room, texts = before
     columns = np.asarray(places, np.int32).reshape(-1, 4).T
     return placed, Packing(layout, *columns)
+
+
+def packed(sizes: Sequence[int], layout: Layout) -> Iterator[Placed]:
+    """All texts, each once, in batches of one shape."""
+    left = list(range(len(sizes)))
+    while left:
+        # Large texts of a window first, small ones fill the gaps; what finds no place leads the next window.
+        window = sorted(left[: layout.slots], key=lambda i: -sizes[i])
+        done, packing = pack([[sizes[i]] for i in window], layout)
+        yield [window[i] for i in done], packing
+        left = sorted({*window} - {window[i] for i in done}) + left[layout.slots :]

@@ -8,10 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxprefit.data.packing import Layout, Packing, pack
-
-Placed = tuple[list[int], Packing]
-"""Indices of texts, and where each stands: text t of the packing is the t-th of the list."""
+from jaxprefit.data.packing import Layout, Placed, pack
 
 ROW_LENGTH = 64  # tokens; shorter rows fill badly, longer ones spend more on attention
 TEST_ROWS = 32  # of a packed batch of predictions
@@ -44,14 +41,3 @@ def fit(batches: Sequence[Sequence[int]], sizes: Sequence[int], length: int) -> 
         placed = [pack([[sizes[i]] for i in order], Layout.of(rows, length)) for order in orders]
         if all(len(done) == len(order) for (done, _), order in zip(placed, orders)):
             return [(order, packing) for order, (_, packing) in zip(orders, placed)]
-
-
-def packed(sizes: Sequence[int], layout: Layout) -> Iterator[Placed]:
-    """All texts, each once, in batches of one shape."""
-    left = list(range(len(sizes)))
-    while left:
-        # Large texts of a window first, small ones fill the gaps; what finds no place leads the next window.
-        window = sorted(left[: layout.slots], key=lambda i: -sizes[i])
-        done, packing = pack([[sizes[i]] for i in window], layout)
-        yield [window[i] for i in done], packing
-        left = sorted({*window} - {window[i] for i in done}) + left[layout.slots :]

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprefit.data.packing import Layout, Packing
-from jaxprefit.downstream.batches import TEST_ROWS, packed
+from jaxprefit.data.packing import Layout, Packing, packed
+from jaxprefit.downstream.batches import TEST_ROWS
 from jaxprefit.encoder import Encoder, EncoderConfig
 
 

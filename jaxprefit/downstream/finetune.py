@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprefit import lora, optim, train
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.packing import Layout
+from jaxprefit.data.packing import Layout, packed
 from jaxprefit.downstream import batches, seeds
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.tasks import Task
@@ -169,7 +169,7 @@ def predict(
     classes_of = seeds.make_predict(recipe, layout.per_row)
     number = len(jax.tree.leaves(flat)[0])
     out: list[Predictions] = [[[]] * len(examples) for _ in range(number)]
-    for texts, packing in batches.packed([len(i) for i in ids], layout):
+    for texts, packing in packed([len(i) for i in ids], layout):
         batch = {"features": features.lay(texts, packing), "segments": packing.segments()}
         for mine, classes in zip(out, np.asarray(classes_of(backbone, flat, batch))):
             for t, i in enumerate(texts):

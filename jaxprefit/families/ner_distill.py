@@ -18,6 +18,7 @@ from jaxprefit.data.packing import Packing
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.families.ner_losses import distill_loss
 from jaxprefit.families.teacher import Teacher, load_teacher
+from jaxprefit.families.teacher_cache import CachedTeacher, cached
 from jaxprefit.pretrained import Pretrained
 
 
@@ -30,12 +31,19 @@ class DistillFamily(Family):
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
-    teacher: Teacher
+    teacher: Teacher | CachedTeacher
 
     @classmethod
     def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
         teacher = load_teacher(config["teacher"], tokenizer, config["max_length"])
-        return cls(tokenizer, config["max_length"], teacher)
+        family = cls(tokenizer, config["max_length"], teacher)
+        if not config["teacher_cache"]:
+            return family
+        kept = cached(
+            teacher, config["teacher_cache"], sources, config["max_length"],
+            lambda record, source: family.encode_record(record, source)["texts"][0],
+        )  # fmt: skip
+        return dataclasses.replace(family, teacher=kept)
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         # Orthogonal: the encoder's own geometry, until it has learned the teacher's. The bias takes the common part

@@ -1,7 +1,8 @@
 """A frozen teacher encoder, whose token vectors the NER family's `distill` loss regresses.
 
-Its vectors are computed on the fly where batches are put together, by a jitted forward of the packed rows. So its
-weights are neither in the trained tree nor in a checkpoint; a checkpoint keeps their hash only.
+Its vectors are computed on the fly where batches are put together, by a jitted forward of the packed rows, or once for
+all texts (`teacher_cache`). So its weights are neither in the trained tree nor in a checkpoint; a checkpoint keeps
+their hash only.
 """
 
 import dataclasses
