@@ -28,7 +28,8 @@ from jaxprefit.train import TrainState
 
 FORMAT_VERSION = 1
 PLACES = (
-    "data.root", "data.cache", "data.ner.teacher", "data.ner.teacher_cache", "model.path", "model.vocab_path", "devices",
+    "data.root", "data.cache", "data.ner.teacher", "data.ner.teacher_cache", "model.path", "model.vocab_path",
+    "devices",
 )  # fmt: skip
 """Config keys that may differ when a run is continued elsewhere."""
 _COPY_AGAIN = "take another step or copy it again, whole"
