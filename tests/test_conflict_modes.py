@@ -10,7 +10,7 @@ import run
 from test_experiments import assert_valid
 
 import jaxprefit
-from experiments import conflict, prefinetune, wiring
+from experiments import conflict, conflict_trial, prefinetune, wiring
 from jaxprefit import cli
 from jaxprefit.errors import UserError
 
@@ -176,3 +176,23 @@ def test_setting_is_refused(changes: dict[str, Any], says: str, naive: Path, cac
     with pytest.raises(UserError, match=says):
         conflict.run(c, tmp_path / "out", str(naive))
     assert not (tmp_path / "out").exists()
+
+
+def test_trial_of_the_advice(cache: Path, tmp_path: Path) -> None:
+    advice = {"layers": [0], "last_layers": 1, "targets": ["key"], "rank": 3, "alpha": 6.0}
+    (tmp_path / "advice.json").write_text(json.dumps(advice))
+    c = config(cache, **{"conflict.ablation.seeds": (0, 1), "downstream.ner": (), "optimizer.steps": 3})
+    conflict_trial.run(c, tmp_path / "trial", str(tmp_path / "advice.json"))
+    content = assert_valid(tmp_path / "trial" / "trial.json", "trial")
+    assert content["lora"]["advised"]["targets"] == ["key"] and content["lora"]["advised"]["layers"] == [0]
+    ends = [json.loads((tmp_path / "trial" / f"advised_{s}" / "summary.json").read_text()) for s in (0, 1)]
+    for family, entry in content["held_out"].items():
+        assert len(entry["advised"]["seeds"]) == 2
+        # The first seed's batches are the run's own, so its loss is the one of its summary.
+        assert entry["advised"]["seeds"][0] == pytest.approx(ends[0]["held_out"][family]["end"]["loss"], rel=1e-6)
+        found = entry["advised"]["mean"] - entry["default"]["mean"]
+        assert entry["effect"]["difference"] == pytest.approx(found, abs=1e-6)
+    for wrong, says in (({}, "already has"), ({"ranks": 3}, "'ranks', which is no setting"), ([], "no setting")):
+        (tmp_path / "advice.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=says):
+            conflict_trial.run(c, tmp_path / "other", str(tmp_path / "advice.json"))
