@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     c.optimizer.warmup_steps = 20
     c.downstream.limit = 1000
     c.conflict.rounds = 48
-    c.conflict.ablation.steps = 40
+    c.conflict.ablation.steps = 30
     c.conflict.ablation.layers = 2
     c.conflict.representations.texts = 200
+    c.trial = True  # whether the advice is tried, by six more runs
     return c

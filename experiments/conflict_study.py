@@ -3,8 +3,8 @@ r"""All that the project says of gradient conflict from one start encoder, in on
 python -m experiments.conflict_study --workdir=runs/conflict/mini --config.model.path=DIR --config.data.root=DIR
 
 Pre-finetunes naive and task_primary, writes the full report of each (every mode of experiments.conflict, controls of
-the ablation for naive only), sets the two side by side, and tries the advice of naive's report
-(experiments.conflict_trial). Writes WORKDIR/conflict_study.md, the figures in tables, beside the reports in
+the ablation for naive only), sets the two side by side, and, with config.trial, tries the advice of naive's report where
+one was decided (experiments.conflict_trial). Writes WORKDIR/conflict_study.md, the figures in tables, beside the reports in
 WORKDIR/report_STRATEGY/conflict.html. What is finished is not done again.
 """
 
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     together = ",".join(str(workdir / f"report_{s}") for s in STRATEGIES)
     conflict.run(c, workdir / "compare", together, show=False)
     trial = None
-    if reports["naive"]["advice"]["decided"]:
+    if config.trial and reports["naive"]["advice"]["decided"]:
         trial = conflict_trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
     text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, trial))
     write_text(workdir / "conflict_study.md", text)
@@ -71,7 +71,7 @@ def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | No
     lines += gradients(reports)
     for strategy, report in reports.items():
         lines += ablated(strategy, report["ablation"])
-    lines += conflict_trial.report(dict(trial))[2:] if trial else ["No advice was decided; nothing to try.", ""]
+    lines += conflict_trial.report(dict(trial))[2:] if trial else ["The advice was not tried.", ""]
     return lines
 
 
