@@ -3,9 +3,9 @@ r"""All that the project says of gradient conflict from one start encoder, in on
 python -m experiments.conflict_study --workdir=runs/conflict/mini --config.model.path=DIR --config.data.root=DIR
 
 Pre-finetunes naive and task_primary, writes the full report of each (every mode of experiments.conflict, controls of
-the ablation for naive only), sets the two side by side, and, with config.trial, tries the advice of naive's report where
-one was decided (experiments.conflict_trial). Writes WORKDIR/conflict_study.md, the figures in tables, beside the reports in
-WORKDIR/report_STRATEGY/conflict.html. What is finished is not done again.
+the ablation for naive only), sets the two side by side, and, with config.trial, tries the advice of naive's report
+where one was decided (experiments.conflict_trial). Writes WORKDIR/conflict_study.md, the figures in tables, beside the
+reports in WORKDIR/report_STRATEGY/conflict.html. What is finished is not done again.
 """
 
 import copy
