@@ -6,7 +6,7 @@ python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task
 Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/held_out.jsonl (one every run.eval_every steps),
 WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
 The same command continues a run that was stopped; on the CPU every later line and weight is the same as without the
-stop.
+stop. After SIGTERM a run saves a checkpoint at the end of the step and ends with status 75.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from experiments import wiring
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
+from jaxprefit.files import locked, write_json, write_text
 from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
 
@@ -36,10 +36,14 @@ SUMMARY_VERSION = 2
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
     parts = wiring.make_run(config, workdir)
+    print_counts(parts.setup.strategy, parts.setup.strategy.counts(parts.params))
+    with locked(workdir):
+        return train_and_score(parts, config, workdir)
+
+
+def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """`run`, in a folder that no other run writes."""
     strategy = parts.setup.strategy
-    counts = strategy.counts(parts.params)
-    print_counts(strategy, counts)
-    workdir.mkdir(parents=True, exist_ok=True)
     tokenizer = parts.start.tokenizer.to_str()
     meta = {
         "config": wiring.saved_config(config),
@@ -79,7 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         if not math.isfinite(found["loss"]):
             raise UserError(f"step {steps}: the held-out {name} loss is not finite; lower the learning rate")
     curve.write(int(state.step), after)
-    trainable, total = trainable_and_total(counts)
+    trainable, total = trainable_and_total(strategy.counts(parts.params))
     summary = {
         "schema": "jaxprefit.prefinetune",
         "version": SUMMARY_VERSION,

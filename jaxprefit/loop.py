@@ -1,4 +1,5 @@
-"""The training loop: progress, `metrics.jsonl`, periodic checkpoints, exact resume, a stop on non-finite loss."""
+"""The training loop: progress, `metrics.jsonl`, periodic checkpoints, exact resume, a stop on non-finite loss or on
+SIGTERM."""
 
 import dataclasses
 import json
@@ -13,6 +14,7 @@ import numpy as np
 
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
+from jaxprefit.preemption import Notice, Preempted
 from jaxprefit.progress import TrainingProgress
 from jaxprefit.sharding import put_batch
 from jaxprefit.train import TrainState
@@ -45,11 +47,12 @@ def run(
 
     The metrics of step n are read while step n + 1 runs, so the host never blocks the device; before a checkpoint
     they are read at once, so that a non-finite loss is never saved. Raises UserError naming the step at which a loss
-    is not finite; the last good checkpoint stays.
+    is not finite; the last good checkpoint stays. Raises Preempted after the step in which SIGTERM came, with a
+    checkpoint of it.
     """
     start = int(state.step)
     writer = MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every)
-    with writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
+    with Notice() as notice, writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
         pending: tuple[int, dict, dict] | None = None
 
         def flush() -> None:
@@ -72,12 +75,15 @@ def run(
                 flush()
                 given = {f"examples/{name}": d.examples for name, d in drawn.items()}
                 pending = number, metrics, given | {f"useful/{name}": round(d.useful, 4) for name, d in drawn.items()}
-            if number % cfg.checkpoint_every == 0 or number == cfg.steps:
+            ending = notice.given
+            if ending or number % cfg.checkpoint_every == 0 or number == cfg.steps:
                 flush()
                 if not all_finite(state.params):
                     raise UserError(f"step {number}: a weight is not finite; earlier checkpoints are kept. {_ADVICE}")
                 writer.sync()
                 save(state, positions(streams))
+            if ending:
+                raise Preempted(f"step {number}: ended by SIGTERM; the same command continues")
         flush()
     return state
 
