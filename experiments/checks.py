@@ -17,6 +17,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
+from jaxprefit.nonfinite import POLICIES
 from jaxprefit.surgery import SCOPES
 
 EXHAUSTION = ("repeat", "stop")
@@ -55,6 +56,7 @@ AT_LEAST = {
     "run.keep": 1,
     "run.log_every": 1,
     "run.eval_every": 0,
+    "run.nonfinite_limit": 1,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
     "conflict.lookahead": 0,
@@ -84,6 +86,7 @@ CHOICES = {
     "data.tc.exhaustion": EXHAUSTION,
     "data.mlm.exhaustion": EXHAUSTION,
     "data.mlm.masking": MASKINGS,
+    "run.nonfinite": POLICIES,
 }
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 

@@ -4,7 +4,8 @@ python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task
     --config.model.path=DIR --config.data.root=DIR --config.strategy=task_primary
 
 Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/held_out.jsonl (one every run.eval_every steps),
-WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
+WORKDIR/checkpoints, WORKDIR/config.json, WORKDIR/summary.json, and where a loss or gradient is not finite the batch as
+WORKDIR/nonfinite/step_N.npz.
 The same command continues a run that was stopped; on the CPU every later line and weight is the same as without the
 stop. After SIGTERM a run saves a checkpoint at the end of the step and ends with status 75.
 """
@@ -70,7 +71,7 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     curve = Curve(workdir / "held_out.jsonl", int(state.step), before)
     if config.run.eval_every:
         step = curve.during(step, config.run.eval_every, score)
-    cfg = loop.LoopConfig(steps, config.run.checkpoint_every, config.run.log_every)
+    cfg = wiring.loop_config(config, steps, config.run.checkpoint_every)
     del fresh
     if int(state.step) < steps:
         state = loop.run(step, state, streams, parts.mesh, workdir, cfg, save)
@@ -92,6 +93,7 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
         "aggregator_scope": config.aggregator_scope,
         "seed": config.seed,
         "steps": int(state.step),
+        "skipped_steps": loop.skipped_steps(workdir / "metrics.jsonl"),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "device": f"{len(parts.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
@@ -102,6 +104,8 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
         stream.close()
     write_json(workdir / "summary.json", summary)
     print_data(summary["data"])
+    if skipped := summary["skipped_steps"]:
+        print(f"{skipped} steps were skipped: a loss or gradient was not finite; see {workdir / 'nonfinite'}")
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary

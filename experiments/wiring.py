@@ -308,7 +308,14 @@ def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
 def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:
     """The run's jitted step."""
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    return train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key, config.run.log_gram)
+    skip = config.run.nonfinite == "skip"
+    return train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key, config.run.log_gram, skip)
+
+
+def loop_config(config: ConfigDict, steps: int, checkpoint_every: int) -> loop.LoopConfig:
+    """The loop's settings, for the step of `make_step`."""
+    c = config.run
+    return loop.LoopConfig(steps, checkpoint_every, c.log_every, c.nonfinite, c.nonfinite_limit)
 
 
 def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -87,6 +87,8 @@ SETTINGS = {
     "no downstream steps": ({"downstream.steps": 0}, "downstream.steps is 0"),
     "no downstream batch": ({"downstream.batch_size": 0}, "downstream.batch_size is 0"),
     "never logged": ({"run.log_every": 0}, "run.log_every is 0"),
+    "strange word for non-finite": ({"run.nonfinite": "ignore"}, "run.nonfinite is 'ignore'", "stop, skip"),
+    "no limit": ({"run.nonfinite_limit": 0}, "run.nonfinite_limit is 0", "at least 1"),
     "weight of no source": ({"data.tc.weights": "pairs=1"}, "data.tc.weights names 'pairs'", "generated_pairs"),
     "weight that is no number": ({"data.tc.weights": "generated_pairs_300_2"}, "data.tc.weights", "name=number"),
     "weight nan": ({"data.tc.weights": "generated_pairs_300_2=nan"}, "data.tc.weights"),
@@ -275,6 +277,8 @@ def test_non_finite_loss_stops_and_the_checkpoints_before_it_load(cache: Path, t
     message = refusal(lambda: prefinetune.run(run.config(cache, changes), tmp_path / "run"))
     step = int(re.match(r"step (\d+): ", message)[1])  # type: ignore[index]
     assert "loss/tc" in message and "not finite" in message
+    with np.load(tmp_path / "run" / "nonfinite" / f"step_{step}.npz") as batch:
+        assert all(name.startswith("tc/") for name in batch)
     steps = sorted(int(p.name) for p in tmp_path.glob("run/checkpoints/*"))
     assert steps == [*range(1, step)] and step > 2
     assert jaxprefit.load(tmp_path / "run").meta["step"] == step - 1

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprefit import checkpoints, checksums, loop
+from jaxprefit import checkpoints, checksums, loop, nonfinite
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.data.mixture import Drawn
 from jaxprefit.errors import UserError
@@ -206,3 +206,41 @@ def test_a_thread_trains_too(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert found == [[(4, 4), (6, 6)]]
+
+
+# Steps that are not finite
+
+
+def falling_out(*numbers: int) -> Any:
+    """A step whose loss is not finite at the steps of these numbers."""
+    return lambda state, _: advance(state, np.nan if int(state.step) + 1 in numbers else 1.0)
+
+
+def test_a_bad_step_stops_the_run_and_its_batch_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^step 5: loss/ner is not finite; .*nonfinite$"):
+        train(tmp_path, falling_out(5))
+    assert train.saved == [(4, 4)] and len(lines(tmp_path)) == 4  # type: ignore[attr-defined]
+    with np.load(tmp_path / "nonfinite" / "step_5.npz") as kept:
+        np.testing.assert_array_equal(kept["ner/x"], [5, 5])
+    assert [*tmp_path.glob("nonfinite/*")] == [*tmp_path.glob("nonfinite/*.npz")]
+
+
+def test_bad_steps_are_skipped_and_counted(tmp_path: Path) -> None:
+    skip: Any = {"nonfinite": "skip", "nonfinite_limit": 3, "log_every": 2}
+    assert train(tmp_path, falling_out(1, 2, 5), **skip) == [(4, 4), (6, 6)]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 4, 5, 6]
+    assert [line.get("skipped") for line in lines(tmp_path)] == [["loss/ner"], ["loss/ner"], None, ["loss/ner"], None]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    assert loop.skipped_steps(tmp_path / "metrics.jsonl") == 3
+    assert sorted(p.name for p in tmp_path.glob("nonfinite/*")) == ["step_1.npz", "step_2.npz", "step_5.npz"]
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    skip: Any = {"nonfinite": "skip", "nonfinite_limit": 3}
+    with pytest.raises(UserError, match="^step 6: .* 3 steps in a row .run.nonfinite_limit.; "):
+        train(tmp_path, falling_out(1, 2, 4, 5, 6), steps=9, **skip)
+
+
+def test_no_more_batches_are_kept_than_tell_something(tmp_path: Path) -> None:
+    train(tmp_path, falling_out(*range(1, 60, 2)), steps=60, nonfinite="skip")
+    assert len([*tmp_path.glob("nonfinite/*")]) == nonfinite.BATCHES

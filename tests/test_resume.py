@@ -30,6 +30,7 @@ SETTINGS = {
     "model.hidden_dropout": 0.1,
     "lora.dropout": 0.1,
     "run.checkpoint_every": EVERY,
+    "run.nonfinite": "skip",  # where nothing is to skip, every bit is as without it
 }
 
 
@@ -153,7 +154,7 @@ def test_places_and_rhythm_may_change_and_the_cache_be_lost(
 ) -> None:
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
     elsewhere = {"data.root": str(tmp_path), "data.cache": str(tmp_path / "cache"), "devices": 1}
-    rhythm = {"run.checkpoint_every": 2, "run.keep": 3}
+    rhythm = {"run.checkpoint_every": 2, "run.keep": 3, "run.nonfinite": "stop"}
     prefinetune.run(run.config(cache, {**SETTINGS, **elsewhere, **rhythm}), copy)
     assert metrics(copy) == metrics(unbroken)
     assert_same_state(copy, unbroken, STEPS)
