@@ -105,6 +105,13 @@ def check(config: ConfigDict) -> None:
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
         )
+    for axis, size in config.mesh.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for what the other axes leave")
+    if [*config.mesh.values()].count(-1) > 1:
+        raise UserError(
+            f"mesh.{' and mesh.'.join(k for k, v in config.mesh.items() if v == -1)} are -1; only one may be"
+        )
     for key, choices in CHOICES.items():
         if _get(config, key) not in choices:
             raise UserError(f"{key} is '{_get(config, key)}'; use {', '.join(choices)}")
@@ -142,7 +149,8 @@ def check(config: ConfigDict) -> None:
 
 
 def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> None:
-    """Raises UserError for a setting that this encoder, or this number of devices, does not allow."""
+    """Raises UserError for a setting that this encoder, or this number of devices on the data axes, does not
+    allow."""
     c = config.data.tc
     if c.dims and max(c.dims) >= encoder.hidden_size:
         raise UserError(

@@ -188,13 +188,15 @@ def make_step(
     key: jax.Array,
     log_gram: bool = True,
     skip_nonfinite: bool = False,
+    shardings: Any = None,
 ) -> Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted train step: (state, {family: batch}) -> (state, metrics). The state is donated.
 
     The families in the dict are those trained in this step; what an absent family owns does not move. Without
     `log_gram` the Gram matrices are no metrics, and are computed only where the aggregator needs them. With
     `skip_nonfinite` a step with a loss or gradient that is not finite adds to `step` and changes nothing else; the
-    state is not donated then, and stands in memory twice for a moment.
+    state is not donated then, and stands in memory twice for a moment. `shardings` are the state's, if not the same
+    on every device.
     """
 
     def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -230,9 +232,9 @@ def make_step(
         )
         return TrainState(state.step + 1, params, opt_state, kept), metrics
 
-    out = replicated(mesh)
+    out = shardings or replicated(mesh)
     if not skip_nonfinite:
-        return jax.jit(step, donate_argnums=0, out_shardings=(out, out))
+        return jax.jit(step, donate_argnums=0, out_shardings=(out, replicated(mesh)))
 
     def keep(after: TrainState, before: TrainState, metrics: dict[str, jax.Array]) -> TrainState:
         good = nonfinite.all_finite(metrics)
@@ -240,7 +242,7 @@ def make_step(
         return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, unmoved)
 
     # A program of its own: inside the step's it would be fused with the update, and change its last bits.
-    try_step = jax.jit(step, out_shardings=(out, out))
+    try_step = jax.jit(step, out_shardings=(out, replicated(mesh)))
     choose = jax.jit(keep, donate_argnums=0, out_shardings=out)
 
     def careful_step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:

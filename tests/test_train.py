@@ -60,7 +60,7 @@ def batch(seed):
 BATCHES = {"ner": batch(1), "tc": batch(2)}
 
 
-def make(name, aggregator="sum", skip_nonfinite=False, **changes):
+def make(name, aggregator="sum", **changes):
     """(step, state, strategy, setup) of a strategy over the toy families."""
     constants = ToyFamily.constants
     strategy = strategies.make(name, FAMILIES, constants)
@@ -72,7 +72,7 @@ def make(name, aggregator="sum", skip_nonfinite=False, **changes):
     tx = optim.make_optimizer(strategy, flat, cfg)
     mesh = make_mesh(1)
     setup = train.Setup(Encoder(CONFIG), families, strategy, {})
-    step = train.make_step(setup, tx, cfg, surgery.get(aggregator), mesh, jax.random.key(2), True, skip_nonfinite)
+    step = train.make_step(setup, tx, cfg, surgery.get(aggregator), mesh, jax.random.key(2))
 
     def host_step(state, batches):
         state, metrics = step(state, {n: put_batch(mesh, b) for n, b in batches.items()})
@@ -188,22 +188,6 @@ def test_a_family_starts_with_the_same_head_under_every_strategy():
     heads = [make(name)[1].params["head/tc/kernel"] for name in ("individual_tc", "naive", "task_primary")]
     for head in heads[1:]:
         np.testing.assert_array_equal(head, heads[0])
-
-
-def test_a_step_that_is_not_finite_is_as_if_not_there_and_others_are_as_always():
-    usual, state, _, _ = make("task_primary")
-    careful, same, _, _ = make("task_primary", skip_nonfinite=True)
-    for _ in range(2):
-        (state, _), (same, metrics) = usual(state, BATCHES), careful(same, BATCHES)
-        jax.tree.map(np.testing.assert_array_equal, same, state)
-    before = copy(same)
-    target = np.where(np.arange(4) == 1, np.inf, BATCHES["tc"]["target"]).astype(np.float32)
-    same, metrics = careful(same, {**BATCHES, "tc": {**BATCHES["tc"], "target": target}})
-    assert not np.isfinite(metrics["loss/tc"]) and np.isfinite(metrics["loss/ner"])
-    assert same.step == before.step + 1
-    jax.tree.map(np.testing.assert_array_equal, same._replace(step=before.step), before)
-    same, _ = careful(same, BATCHES)
-    assert moved(before, same) and all(np.isfinite(v).all() for v in same.params.values())
 
 
 def test_golden_numbers_of_one_step():
