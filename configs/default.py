@@ -11,7 +11,11 @@ def get_config() -> ConfigDict:
     c.strategy = "task_primary"  # none, individual_ner, individual_tc, naive, task_primary, shared_lora, frozen_lora
     c.aggregator = "sum"  # of the families' gradients on shared parameters: see jaxprefit/surgery
     c.aggregator_scope = "whole"  # weights for all shared parameters together, or for each 'block': layer, embeddings
-    c.devices = 0  # on the mesh's data axis; 0: all
+    c.devices = 0  # of the mesh; 0: all
+    c.mesh = ConfigDict()  # how they are laid out, see jaxprefit/sharding.py; -1: what the other axes leave
+    c.mesh.data = -1  # every device has all parameters
+    c.mesh.fsdp = 1  # a parameter is divided; rows of batches are, over both of these
+    c.mesh.tensor = 1  # the arithmetic of a layer is divided
 
     c.model = ConfigDict()
     c.model.path = ""  # a Hugging Face directory or hub name; empty: a random encoder of the sizes below
@@ -87,6 +91,8 @@ def get_config() -> ConfigDict:
     c.run.keep = 2  # newest checkpoints kept
     c.run.log_every = 1  # steps between lines of metrics.jsonl
     c.run.log_gram = True  # the families' Gram matrices among them, which mode online of experiments.conflict reads
+    c.run.nonfinite = "stop"  # the run at a loss or gradient that is not finite; or 'skip': the step, as if not there
+    c.run.nonfinite_limit = 10  # skipped steps in a row that stop it all the same
     c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
     c.conflict = ConfigDict()

@@ -17,6 +17,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
+from jaxprefit.nonfinite import POLICIES
 from jaxprefit.surgery import SCOPES
 
 EXHAUSTION = ("repeat", "stop")
@@ -55,6 +56,7 @@ AT_LEAST = {
     "run.keep": 1,
     "run.log_every": 1,
     "run.eval_every": 0,
+    "run.nonfinite_limit": 1,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
     "conflict.lookahead": 0,
@@ -84,6 +86,7 @@ CHOICES = {
     "data.tc.exhaustion": EXHAUSTION,
     "data.mlm.exhaustion": EXHAUSTION,
     "data.mlm.masking": MASKINGS,
+    "run.nonfinite": POLICIES,
 }
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 
@@ -101,6 +104,13 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"optimizer.warmup_steps is {config.optimizer.warmup_steps}; "
             f"it must not exceed optimizer.steps, {config.optimizer.steps}"
+        )
+    for axis, size in config.mesh.items():
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis} is {size}; it must be at least 1, or -1 for what the other axes leave")
+    if [*config.mesh.values()].count(-1) > 1:
+        raise UserError(
+            f"mesh.{' and mesh.'.join(k for k, v in config.mesh.items() if v == -1)} are -1; only one may be"
         )
     for key, choices in CHOICES.items():
         if _get(config, key) not in choices:
@@ -139,7 +149,8 @@ def check(config: ConfigDict) -> None:
 
 
 def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> None:
-    """Raises UserError for a setting that this encoder, or this number of devices, does not allow."""
+    """Raises UserError for a setting that this encoder, or this number of devices on the data axes, does not
+    allow."""
     c = config.data.tc
     if c.dims and max(c.dims) >= encoder.hidden_size:
         raise UserError(

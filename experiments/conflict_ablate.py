@@ -84,7 +84,7 @@ def train_cell(
     run = dataclasses.replace(run, setup=run.setup._replace(stopped=variant.stopped))
     state, tx = wiring.fresh_state(run)
     streams = wiring.streams(run.data, run.setup.families, config, config.seed)
-    cfg = loop.LoopConfig(config.optimizer.steps, config.optimizer.steps, config.run.log_every)
+    cfg = wiring.loop_config(config, config.optimizer.steps, config.optimizer.steps)
     state = loop.run(wiring.make_step(run, tx, config), state, streams, run.mesh, folder, cfg, lambda *_: None)
     for stream in streams.values():
         stream.close()

@@ -26,7 +26,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     """The section 'probe' of the checkpoint at `path`; grams.npz with the raw Gram matrices beside it."""
     saved, data, setup = wiring.reopen(model, config, workdir)
     families, optimizer = list(setup.families), optim.OptimizerConfig(**saved.optimizer.to_dict())
-    mesh = make_mesh(config.devices)
+    mesh = make_mesh(config.devices, **config.mesh)
     for name in families:
         check_rows(mesh, saved.data[name].rows, f"data.{name}.rows of the run")
     flat = put_state(mesh, flatten_dict(model.params, sep="/"))

@@ -4,9 +4,10 @@ python -m experiments.prefinetune --config=configs/minilm.py --workdir=runs/task
     --config.model.path=DIR --config.data.root=DIR --config.strategy=task_primary
 
 Writes WORKDIR/metrics.jsonl (one line a step), WORKDIR/held_out.jsonl (one every run.eval_every steps),
-WORKDIR/checkpoints, WORKDIR/config.json and WORKDIR/summary.json.
+WORKDIR/checkpoints, WORKDIR/config.json, WORKDIR/summary.json, and where a loss or gradient is not finite the batch as
+WORKDIR/nonfinite/step_N.npz.
 The same command continues a run that was stopped; on the CPU every later line and weight is the same as without the
-stop.
+stop. After SIGTERM a run saves a checkpoint at the end of the step and ends with status 75.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from experiments import wiring
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
+from jaxprefit.files import locked, write_json, write_text
 from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
 
@@ -36,10 +37,14 @@ SUMMARY_VERSION = 2
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
     parts = wiring.make_run(config, workdir)
+    print_counts(parts.setup.strategy, parts.setup.strategy.counts(parts.params))
+    with locked(workdir):
+        return train_and_score(parts, config, workdir)
+
+
+def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """`run`, in a folder that no other run writes."""
     strategy = parts.setup.strategy
-    counts = strategy.counts(parts.params)
-    print_counts(strategy, counts)
-    workdir.mkdir(parents=True, exist_ok=True)
     tokenizer = parts.start.tokenizer.to_str()
     meta = {
         "config": wiring.saved_config(config),
@@ -66,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     curve = Curve(workdir / "held_out.jsonl", int(state.step), before)
     if config.run.eval_every:
         step = curve.during(step, config.run.eval_every, score)
-    cfg = loop.LoopConfig(steps, config.run.checkpoint_every, config.run.log_every)
+    cfg = wiring.loop_config(config, steps, config.run.checkpoint_every)
     del fresh
     if int(state.step) < steps:
         state = loop.run(step, state, streams, parts.mesh, workdir, cfg, save)
@@ -79,7 +84,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         if not math.isfinite(found["loss"]):
             raise UserError(f"step {steps}: the held-out {name} loss is not finite; lower the learning rate")
     curve.write(int(state.step), after)
-    trainable, total = trainable_and_total(counts)
+    trainable, total = trainable_and_total(strategy.counts(parts.params))
     summary = {
         "schema": "jaxprefit.prefinetune",
         "version": SUMMARY_VERSION,
@@ -88,6 +93,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "aggregator_scope": config.aggregator_scope,
         "seed": config.seed,
         "steps": int(state.step),
+        "skipped_steps": loop.skipped_steps(workdir / "metrics.jsonl"),
         "trainable_parameters": trainable,
         "total_parameters": total,
         "device": f"{len(parts.mesh.devices.flat)} x {jax.devices()[0].device_kind}",
@@ -98,6 +104,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         stream.close()
     write_json(workdir / "summary.json", summary)
     print_data(summary["data"])
+    if skipped := summary["skipped_steps"]:
+        print(f"{skipped} steps were skipped: a loss or gradient was not finite; see {workdir / 'nonfinite'}")
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary

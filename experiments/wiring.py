@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -31,7 +32,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
 from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
-from jaxprefit.sharding import check_rows, make_mesh, put_state
+from jaxprefit.sharding import check_rows, make_mesh, put_state, row_devices, shardings
 
 Parts = list[tuple[str, mixture.Rows]]
 Scores = dict[str, dict[str, float]]
@@ -174,13 +175,13 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     aggregate = surgery.get(config.aggregator, config.aggregator_scope)
     named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
-    mesh = make_mesh(config.devices)
+    mesh = make_mesh(config.devices, **config.mesh)
     cache = cache_folder(config, workdir)
     for folder in (workdir, cache):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
-    check_machine(config, start.config, mesh.shape["data"])
+    check_machine(config, start.config, row_devices(mesh))
     spec = lora_spec(config)
     if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
@@ -281,14 +282,17 @@ def fresh_state(run: Run) -> tuple[train.TrainState, Any]:
     """(state at step 0 on the mesh, its optimizer)."""
     flat = flatten_dict(run.params, sep="/")
     tx = optim.make_optimizer(run.setup.strategy, flat, run.optimizer)
-    kept = train.init_surgery(run.setup.strategy, run.params, run.aggregate)
-    return put_state(run.mesh, train.init_state(run.params, tx, kept)), tx
+    return put_state(run.mesh, _first_state(run, tx, run.params)), tx
+
+
+def _first_state(run: Run, tx: Any, params: train.Params) -> train.TrainState:
+    return train.init_state(params, tx, train.init_surgery(run.setup.strategy, params, run.aggregate))
 
 
 def saved_config(config: ConfigDict) -> dict[str, Any]:
     """The part of a config that a continued run must share with its beginning, as JSON."""
     content = json.loads(config.to_json_best_effort())
-    saved = {k: v for k, v in content.items() if k not in ("run", "conflict", "downstream", "filter")}
+    saved = {k: v for k, v in content.items() if k not in ("run", "mesh", "conflict", "downstream", "filter")}
     if config.data.drop_overlap:  # then the tests decide which rows are trained on
         saved["downstream"] = {name: content["downstream"][name] for name in TASKS}
     return saved
@@ -307,8 +311,18 @@ def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
 
 def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:
     """The run's jitted step."""
+    like = jax.eval_shape(functools.partial(_first_state, run, tx), run.params)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
-    return train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key, config.run.log_gram)
+    skip = config.run.nonfinite == "skip"
+    return train.make_step(
+        run.setup, tx, run.optimizer, run.aggregate, run.mesh, key, config.run.log_gram, skip, shardings(run.mesh, like)
+    )
+
+
+def loop_config(config: ConfigDict, steps: int, checkpoint_every: int) -> loop.LoopConfig:
+    """The loop's settings, for the step of `make_step`."""
+    c = config.run
+    return loop.LoopConfig(steps, checkpoint_every, c.log_every, c.nonfinite, c.nonfinite_limit)
 
 
 def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -7,15 +7,18 @@
         data          position in each family's stream
         tokenizer     tokenizer.json's content
         meta          format version, config, encoder, touch table, step, names of all items
+        SHA256SUMS    checksums of all these files, compared before anything of them is used
 
-A step's folder appears under its final name only when everything in it is written.
+A step's folder appears under its final name only when everything in it but the checksums is written.
 """
 
 import dataclasses
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxprefit import checksums
 from jaxprefit.errors import UserError
 from jaxprefit.train import TrainState
 
@@ -32,7 +36,7 @@ PLACES = (
     "devices",
 )  # fmt: skip
 """Config keys that may differ when a run is continued elsewhere."""
-_COPY_AGAIN = "take another step or copy it again, whole"
+_NOT_FOR_USE = ("optimizer", "surgery")  # items that only a continued run reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +62,39 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, data: Mapping[str, Any], tokenizer: str, meta: Mapping[str, Any]) -> None:
-        """Writes `state` with the data streams' positions; does nothing where its step is there already."""
+        """Writes `state` with the data streams' positions; does nothing where its step is there already.
+
+        Raises UserError where that fails, as on a full disk; the steps before are as they were.
+        """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
         items = _items(state.params)
         meta = {**meta, "format_version": FORMAT_VERSION, "step": step, "items": sorted(items)}
         trees = {name: ocp.args.PyTreeSave(tree) for name, tree in {**items, **_states(state)}.items()}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                **trees,
-                data=ocp.args.JsonSave(dict(data)),
-                tokenizer=ocp.args.JsonSave({"json": tokenizer}),
-                meta=ocp.args.JsonSave(meta),
-            ),
+        args = ocp.args.Composite(
+            **trees,
+            data=ocp.args.JsonSave(dict(data)),
+            tokenizer=ocp.args.JsonSave({"json": tokenizer}),
+            meta=ocp.args.JsonSave(meta),
         )
+        try:
+            self._manager.save(step, args=args)
+            checksums.write(self.folder / str(step))
+        except Exception as e:  # Orbax and TensorStore raise many kinds
+            raise UserError(
+                f"{self.folder}: step {step} cannot be written ({_reason(e)}); earlier steps are kept. "
+                "See that there is room and permission, then run the same command again"
+            ) from e
 
     def restore(self, step: int, like: TrainState, meta: Mapping[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         """(state, data positions) of `step`, laid out as `like`, a fresh state of the same run.
 
-        Raises UserError where an item is missing, or where the run that continues is another one: a difference in
-        config, encoder, families, data or tokenizer between its `meta` and the saved one.
+        Raises UserError where an item is missing or damaged, or where the run that continues is another one: a
+        difference in config, encoder, families, data or tokenizer between its `meta` and the saved one.
         """
         folder = self.folder / str(step)
+        _compare(folder)
         saved = _read_meta(folder)
         for part in ("config", "encoder", "families", "data", "tokenizer"):
             if changed := _first_difference(saved[part], meta[part]):
@@ -95,7 +108,10 @@ class Checkpoints:
             name: ocp.args.PyTreeRestore(tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree))
             for name, tree in trees.items()
         }
-        restored = self._manager.restore(step, args=ocp.args.Composite(**args, data=ocp.args.JsonRestore()))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**args, data=ocp.args.JsonRestore()))
+        except Exception as e:  # Orbax and TensorStore raise many kinds
+            raise _damaged(folder, f"an item is damaged ({_reason(e)})") from e
         params = flatten_dict(_tree({name: restored[name] for name in _items(like.params)}), sep="/")
         at = jax.device_put(np.asarray(step, np.int32), like.step.sharding)
         return TrainState(at, params, restored["optimizer"], restored.get("surgery", ())), restored["data"]
@@ -112,9 +128,11 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def read(folder: pathlib.Path) -> Loaded:
-    """A step's folder as NumPy trees, whatever devices it was written on. Raises UserError for a missing item."""
+    """A step's folder as NumPy trees, whatever devices it was written on. Raises UserError for a missing or damaged
+    item."""
     _quiet()
     folder = folder.absolute()
+    _compare(folder, _NOT_FOR_USE)
     meta = _read_meta(folder)
     params = _tree({name: _read_tree(folder / name) for name in meta["items"]})
     return Loaded(params, meta, _read_json_item(folder, "tokenizer")["json"])
@@ -123,6 +141,7 @@ def read(folder: pathlib.Path) -> Loaded:
 def read_optimizer(folder: pathlib.Path) -> dict:
     """The optimizer's state in a step's folder, as nested dicts and lists of NumPy arrays by their names in optax."""
     _quiet()
+    _compare(folder.absolute())
     return _read_tree(folder.absolute() / "optimizer")
 
 
@@ -159,21 +178,47 @@ def _read_meta(folder: pathlib.Path) -> dict:
 
 def _require(folder: pathlib.Path, item: str) -> None:
     if not (folder / item).is_dir():
-        raise UserError(f"{folder}: the checkpoint lacks its item '{item}'; {_COPY_AGAIN}")
+        raise _damaged(folder, f"the checkpoint lacks its item '{item}'")
+
+
+def _compare(folder: pathlib.Path, skip: Collection[str] = ()) -> None:
+    """Raises UserError where a file is not what was written."""
+    if file := checksums.difference(folder, skip):
+        raise _damaged(folder, f"the item '{file.split('/')[0]}' is damaged ({file} is not what was written)")
+
+
+def _damaged(folder: pathlib.Path, what: str) -> UserError:
+    """What is wrong with a step, and the newest step before it that is whole."""
+    number = int(folder.name)
+    before = [p for p in folder.parent.iterdir() if p.name.isdigit() and int(p.name) < number]
+    for step in sorted(before, key=lambda p: int(p.name), reverse=True):
+        if not checksums.difference(step):
+            return UserError(
+                f"{folder}: {what}; step {step.name} is whole: use {step}, or delete {folder} to continue the run there"
+            )
+    return UserError(f"{folder}: {what}; copy it again, whole, or train anew in another --workdir")
+
+
+def _reason(e: Exception) -> str:
+    """A few words for an exception; TensorStore hides the system's error in a page of text."""
+    number = re.search(r"os_error_code='(\d+)'", str(e))
+    if number:
+        return os.strerror(int(number[1]))
+    return " ".join((getattr(e, "strerror", None) or str(e) or type(e).__name__).split())[:200]
 
 
 def _read_json_item(folder: pathlib.Path, item: str) -> dict:
     try:
         return json.loads((folder / item / "metadata").read_text())
     except (OSError, ValueError) as e:
-        raise UserError(f"{folder}: the item '{item}' is damaged; {_COPY_AGAIN}") from e
+        raise _damaged(folder, f"the item '{item}' is damaged") from e
 
 
 def _read_tree(folder: pathlib.Path) -> dict:
     try:
         return _read_arrays(folder)
     except Exception as e:  # Orbax and TensorStore raise many kinds
-        raise UserError(f"{folder.parent}: the item '{folder.name}' is damaged; {_COPY_AGAIN}") from e
+        raise _damaged(folder.parent, f"the item '{folder.name}' is damaged") from e
 
 
 def _read_arrays(folder: pathlib.Path) -> dict:
@@ -197,4 +242,5 @@ def _first_difference(old: Any, new: Any) -> str:
 
 
 def _quiet() -> None:
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Not even errors: Orbax logs a traceback for each of its threads, and raises what matters.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,13 +15,17 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from jaxprefit.errors import UserError
+from jaxprefit.preemption import Preempted, end_at_once
 
 USER_ERROR_STATUS = 2
+PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h, "try again": a scheduler may start the same command anew
 _WORKDIR = "Folder for everything that is written; created, or continued."
 
 
 def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> None:
     """Parses flags and calls main(config, workdir, **extra); a UserError becomes one line on stderr and status 2.
+
+    So do SIGINT (status 130) and SIGTERM (status 75), after which the same command continues.
 
     `config` is the default config file; `extra` are names of further string flags with their help texts.
     """
@@ -46,6 +51,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
 
     def call(argv: Sequence[str]) -> None:
         try:
+            signal.signal(signal.SIGTERM, end_at_once)
             if len(argv) > 1:
                 raise UserError(f"unexpected argument '{argv[1]}'; settings are written --config.key=value")
             try:
@@ -64,7 +70,9 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
         except UserError as e:
             _fail(str(e))
         except OSError as e:  # no permission, no space, a folder where a file should be
-            _fail(": ".join(str(part) for part in (e.filename, e.strerror or e) if part))
+            _fail(f"{e.filename or workdir.value}: {e.strerror or e}")
+        except Preempted as e:
+            _fail(str(e), PREEMPTED_STATUS)
         except KeyboardInterrupt:
             _fail("interrupted; the same command continues from the last checkpoint", 130)
 

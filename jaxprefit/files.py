@@ -1,9 +1,16 @@
-"""Writing result files: whole or not at all."""
+"""Writing result files: whole or not at all, and by one process."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import socket
+import sys
+from collections.abc import Iterator
 from typing import Any
+
+from jaxprefit.errors import UserError
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -16,3 +23,33 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """`content` as indented JSON; a NaN is an error, since other readers of JSON refuse it."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[None]:
+    """Makes `folder` and keeps other processes that ask for it by this function out while the context is open.
+
+    The system lifts the lock when the process ends, however that happens. Raises UserError where another process has
+    the lock, or where nothing can be written to the folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written ({e.strerror}); give another --workdir") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another run"
+            raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another --workdir") from None
+        except OSError as e:  # some network file systems have no locks
+            print(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there", file=sys.stderr)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -1,23 +1,25 @@
-"""The training loop: progress, `metrics.jsonl`, periodic checkpoints, exact resume, a stop on non-finite loss."""
+"""The training loop: progress, `metrics.jsonl`, periodic checkpoints, exact resume, a stop on non-finite loss or on
+SIGTERM."""
 
 import dataclasses
 import json
 import os
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.data.mixture import Drawn
 from jaxprefit.errors import UserError
+from jaxprefit.nonfinite import Watch
+from jaxprefit.preemption import Notice, Preempted
 from jaxprefit.progress import TrainingProgress
 from jaxprefit.sharding import put_batch
 from jaxprefit.train import TrainState
-
-_ADVICE = "Lower the learning rate or look at this step's batch"
 
 Step = Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -29,6 +31,8 @@ class LoopConfig:
     steps: int
     checkpoint_every: int = 100  # steps; the last step is always saved
     log_every: int = 1  # steps between lines of metrics.jsonl
+    nonfinite: str = "stop"  # or "skip", where `step_fn` skips such steps too
+    nonfinite_limit: int = 10  # skipped steps in a row that end the run
 
 
 def run(
@@ -45,19 +49,26 @@ def run(
 
     The metrics of step n are read while step n + 1 runs, so the host never blocks the device; before a checkpoint
     they are read at once, so that a non-finite loss is never saved. Raises UserError naming the step at which a loss
-    is not finite; the last good checkpoint stays.
+    or gradient is not finite, or the last of too many in a row that were skipped; the last good checkpoint stays, and
+    the batches are in the workdir's folder nonfinite. Raises Preempted after the step in which SIGTERM came, with a
+    checkpoint of it.
     """
     start = int(state.step)
     writer = MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every)
-    with writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
-        pending: tuple[int, dict, dict] | None = None
+    with Notice() as notice, writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
+        watch = Watch(workdir / "nonfinite", cfg.nonfinite, cfg.nonfinite_limit)
+        pending: tuple[int, dict, dict[str, Drawn]] | None = None
 
         def flush() -> None:
             nonlocal pending
             if pending is not None:
-                number, metrics, given = pending
+                number, metrics, drawn = pending
                 pending = None
-                progress.update(number, writer.write(number, metrics, given))
+                values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
+                bad = watch.bad(number, values, {name: d.batch for name, d in drawn.items()})
+                line = writer.write(number, values, drawn, bad)
+                if not bad:
+                    progress.update(number, line)
 
         number = start
         while number < cfg.steps:
@@ -70,14 +81,18 @@ def run(
                 batches = {name: put_batch(mesh, d.batch) for name, d in drawn.items()}
                 state, metrics = step_fn(state, batches)
                 flush()
-                given = {f"examples/{name}": d.examples for name, d in drawn.items()}
-                pending = number, metrics, given | {f"useful/{name}": round(d.useful, 4) for name, d in drawn.items()}
-            if number % cfg.checkpoint_every == 0 or number == cfg.steps:
+                pending = number, metrics, drawn
+            ending = notice.given
+            if ending or number % cfg.checkpoint_every == 0 or number == cfg.steps:
                 flush()
                 if not all_finite(state.params):
-                    raise UserError(f"step {number}: a weight is not finite; earlier checkpoints are kept. {_ADVICE}")
+                    raise UserError(
+                        f"step {number}: a weight is not finite; earlier checkpoints are kept. Lower the learning rate"
+                    )
                 writer.sync()
                 save(state, positions(streams))
+            if ending:
+                raise Preempted(f"step {number}: ended by SIGTERM; the same command continues")
         flush()
     return state
 
@@ -110,20 +125,21 @@ class MetricsWriter:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def write(self, number: int, metrics: Mapping[str, jax.Array], given: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads the metrics of step `number` from the device, writes their line with `given`, returns it."""
-        values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
-        bad = [k for k, v in values.items() if k.startswith(("loss/", "gradient_norm/")) and not np.isfinite(v)]
-        if bad:
-            raise UserError(
-                f"step {number}: {', '.join(sorted(bad))} is not finite; earlier checkpoints are kept. {_ADVICE}"
-            )
+    def write(
+        self, number: int, values: Mapping[str, np.ndarray], drawn: Mapping[str, Drawn], skipped: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Writes the line of step `number` and returns it. Of a step that was skipped, for the metrics `skipped`, it
+        is always written, and holds no result."""
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
-        tokens = sum(int(v) for k, v in values.items() if k.startswith("tokens/"))
-        line: dict[str, Any] = {"step": number, **{k: v.tolist() for k, v in sorted(values.items())}, **given}
-        line |= {"seconds": round(seconds, 4), "tokens_per_s": round(tokens / max(seconds, 1e-9), 1)}
-        if number % self.every == 0:
+        tokens = {k: int(v) for k, v in values.items() if k.startswith("tokens/")}
+        found = tokens | {"skipped": [*skipped]} if skipped else {k: v.tolist() for k, v in values.items()}
+        line: dict[str, Any] = {"step": number, **dict(sorted(found.items()))}
+        line |= {f"examples/{name}": d.examples for name, d in drawn.items()}
+        line |= {f"useful/{name}": round(d.useful, 4) for name, d in drawn.items()}
+        rate = sum(tokens.values()) / max(seconds, 1e-9)
+        line |= {"seconds": round(seconds, 4), "tokens_per_s": round(rate, 1)}
+        if number % self.every == 0 or skipped:
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         return line
@@ -131,6 +147,11 @@ class MetricsWriter:
     def sync(self) -> None:
         """Makes sure that what was written survives a crash of the machine."""
         os.fsync(self.file.fileno())
+
+
+def skipped_steps(path: pathlib.Path) -> int:
+    """How many steps of a whole metrics.jsonl were skipped; 0 where there is no such file."""
+    return sum('"skipped"' in line for line in path.read_text().splitlines()) if path.exists() else 0
 
 
 def lines_up_to(path: pathlib.Path, step: int) -> list[str]:

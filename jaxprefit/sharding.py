@@ -1,9 +1,15 @@
-"""The mesh, and where things lie on it: batches along `data`, the train state on every device.
+"""The mesh, and where things lie on it: rows of batches along `data` and `fsdp`, parameters by ordered rules.
 
-One Auto mesh, made here and nowhere else; steps are `jax.jit` with shardings (what used to be called pjit). The axes
-`fsdp` and `tensor` are there, of size 1.
+    data     every device has all parameters
+    fsdp     rows of a batch too, and each parameter in parts (ZeRO; Rajbhandari et al., 2020, arXiv 1910.02054)
+    tensor   columns of a layer's first map and rows of its second (Megatron-LM; Shoeybi et al., 2019, arXiv 1909.08053)
+
+One Auto mesh, made here and nowhere else; steps are `jax.jit` with shardings (what used to be called pjit). What is
+computed does not depend on the mesh, but for rounding: XLA puts in what devices have to send each other.
 """
 
+import fnmatch
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,36 +20,85 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxprefit.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that divide a batch
+
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    ("*/embeddings/word/embedding", ("tensor", "fsdp")),
+    ("*/embeddings/*", ()),
+    *((f"*/layer_*/{name}/kernel", ("fsdp", "tensor")) for name in ("query", "key", "value", "intermediate")),
+    *((f"*/layer_*/{name}/kernel", ("tensor", "fsdp")) for name in ("attention_output", "output")),
+    ("*/layer_*/bias", ()),
+    ("*/layer_*/scale", ()),
+    ("lora/*", ()),
+    ("head/*", ()),
+)
+"""(pattern of a parameter's slash-joined path, axis of each of its dimensions). The first that fits counts."""
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """A mesh over the first `devices` devices, 0 for all. Raises UserError where there are fewer."""
+def make_mesh(devices: int = 0, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over the first `devices` devices, 0 for all; an axis of size -1 takes what the others leave.
+
+    Raises UserError where there are fewer devices, or where the axes do not make up their number.
+    """
     available = jax.devices()
     if devices < 0 or devices > len(available):
         raise UserError(f"devices is {devices}; this machine shows {len(available)} ({available[0].platform})")
     chosen = available[: devices or len(available)]
+    sizes = [data, fsdp, tensor]
+    rest = math.prod(n for n in sizes if n != -1)
+    if len(chosen) % rest if -1 in sizes else rest != len(chosen):
+        given = ", ".join(f"mesh.{axis} {n}" for axis, n in zip(AXES, sizes))
+        raise UserError(f"{given} do not make up {len(chosen)} devices; set one axis to -1, or devices to a multiple")
+    shape = [len(chosen) // rest if n == -1 else n for n in sizes]
     # Auto axes on purpose: Linen's nn.Embed fails on an Explicit mesh as soon as the ids are sharded.
-    return Mesh(np.asarray(chosen).reshape(-1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(np.asarray(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of the train state and of metrics."""
+    """Sharding of metrics, and of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
+def spec(mesh: Mesh, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+    """How the parameter at `path` is divided. An axis that does not divide its dimension leaves that whole: a
+    vocabulary of 30,522 has no quarters. Raises KeyError for a path that no rule covers."""
+    for pattern, axes in RULES:
+        if fnmatch.fnmatchcase(path, pattern):
+            used = [a if a and mesh.shape[a] > 1 and n % mesh.shape[a] == 0 else None for n, a in zip(shape, axes)]
+            return PartitionSpec(*used) if any(used) else PartitionSpec()
+    raise KeyError(f"no rule of jaxprefit/sharding.py says how the parameter {path} lies on a mesh")
+
+
+def shardings(mesh: Mesh, state: Any) -> Any:
+    """A sharding for each array of flat parameters or of a train state, whose moments lie as their parameters do and
+    whose counts every device holds."""
+
+    def of(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        path = getattr(keys[-1], "key", "") if keys else ""
+        # What is kept by another name than a parameter's, such as a block's, is small.
+        return NamedSharding(mesh, spec(mesh, path, leaf.shape)) if "/" in str(path) else replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A host batch onto the mesh, its leading axis split over `data`."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    """A host batch onto the mesh, its leading axis split over `ROWS`."""
+    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
     return {name: jax.device_put(array, sharding) for name, array in batch.items()}
 
 
 def put_state(mesh: Mesh, state: Any) -> Any:
-    """A train state onto the mesh, the same on every device."""
-    return jax.device_put(state, replicated(mesh))
+    """Flat parameters or a train state onto the mesh, by the rules."""
+    return jax.device_put(state, shardings(mesh, state))
+
+
+def row_devices(mesh: Mesh) -> int:
+    """Over how many devices the rows of a batch are divided."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def check_rows(mesh: Mesh, rows: int, key: str) -> None:
     """Raises UserError where a batch's `rows`, the config value `key`, do not divide over the mesh."""
-    size = mesh.shape["data"]
+    size = row_devices(mesh)
     if rows < 1 or rows % size:
-        raise UserError(f"{key} is {rows}; it must be a positive multiple of the {size} devices on the data axis")
+        raise UserError(f"{key} is {rows}; it must be a positive multiple of the {size} devices on the data axes")

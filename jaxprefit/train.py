@@ -16,7 +16,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit import lora as lora_lib
-from jaxprefit import optim, surgery
+from jaxprefit import nonfinite, optim, surgery
 from jaxprefit.conflict import gram as gram_lib
 from jaxprefit.encoder import Encoder
 from jaxprefit.families import Family, useful_tokens
@@ -187,11 +187,16 @@ def make_step(
     mesh: jax.sharding.Mesh,
     key: jax.Array,
     log_gram: bool = True,
+    skip_nonfinite: bool = False,
+    shardings: Any = None,
 ) -> Callable[[TrainState, Mapping[str, Mapping]], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted train step: (state, {family: batch}) -> (state, metrics). The state is donated.
 
     The families in the dict are those trained in this step; what an absent family owns does not move. Without
-    `log_gram` the Gram matrices are no metrics, and are computed only where the aggregator needs them.
+    `log_gram` the Gram matrices are no metrics, and are computed only where the aggregator needs them. With
+    `skip_nonfinite` a step with a loss or gradient that is not finite adds to `step` and changes nothing else; the
+    state is not donated then, and stands in memory twice for a moment. `shardings` are the state's, if not the same
+    on every device.
     """
 
     def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -227,8 +232,24 @@ def make_step(
         )
         return TrainState(state.step + 1, params, opt_state, kept), metrics
 
-    out = replicated(mesh)
-    return jax.jit(step, donate_argnums=0, out_shardings=(out, out))
+    out = shardings or replicated(mesh)
+    if not skip_nonfinite:
+        return jax.jit(step, donate_argnums=0, out_shardings=(out, replicated(mesh)))
+
+    def keep(after: TrainState, before: TrainState, metrics: dict[str, jax.Array]) -> TrainState:
+        good = nonfinite.all_finite(metrics)
+        unmoved = before._replace(step=after.step)
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, unmoved)
+
+    # A program of its own: inside the step's it would be fused with the update, and change its last bits.
+    try_step = jax.jit(step, out_shardings=(out, replicated(mesh)))
+    choose = jax.jit(keep, donate_argnums=0, out_shardings=out)
+
+    def careful_step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
+        after, metrics = try_step(state, batches)
+        return choose(after, state, metrics), metrics
+
+    return careful_step
 
 
 def make_eval(setup: Setup, name: str) -> Callable[[Mapping, Mapping], dict[str, jax.Array]]:

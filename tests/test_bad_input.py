@@ -78,6 +78,9 @@ SETTINGS = {
     "no heads": ({"model.heads": 0}, "model.heads is 0"),
     "no width": ({"model.hidden": 0}, "model.hidden is 0"),
     "too few devices": ({"devices": 9}, "devices is 9"),
+    "axes that do not fit": ({"mesh.fsdp": 3}, "mesh.fsdp 3", "1 devices"),
+    "no axis": ({"mesh.tensor": 0}, "mesh.tensor is 0", "at least 1"),
+    "two axes to fill": ({"mesh.fsdp": -1}, "mesh.data and mesh.fsdp are -1"),
     "too long": ({"data.tc.max_length": 1000}, "data.tc.max_length is 1000", "4 to 128"),
     "negative held-out": ({"data.held_out": -1}, "data.held_out is -1"),
     "negative seed": ({"seed": -1}, "seed is -1"),
@@ -87,6 +90,8 @@ SETTINGS = {
     "no downstream steps": ({"downstream.steps": 0}, "downstream.steps is 0"),
     "no downstream batch": ({"downstream.batch_size": 0}, "downstream.batch_size is 0"),
     "never logged": ({"run.log_every": 0}, "run.log_every is 0"),
+    "strange word for non-finite": ({"run.nonfinite": "ignore"}, "run.nonfinite is 'ignore'", "stop, skip"),
+    "no limit": ({"run.nonfinite_limit": 0}, "run.nonfinite_limit is 0", "at least 1"),
     "weight of no source": ({"data.tc.weights": "pairs=1"}, "data.tc.weights names 'pairs'", "generated_pairs"),
     "weight that is no number": ({"data.tc.weights": "generated_pairs_300_2"}, "data.tc.weights", "name=number"),
     "weight nan": ({"data.tc.weights": "generated_pairs_300_2=nan"}, "data.tc.weights"),
@@ -275,6 +280,8 @@ def test_non_finite_loss_stops_and_the_checkpoints_before_it_load(cache: Path, t
     message = refusal(lambda: prefinetune.run(run.config(cache, changes), tmp_path / "run"))
     step = int(re.match(r"step (\d+): ", message)[1])  # type: ignore[index]
     assert "loss/tc" in message and "not finite" in message
+    with np.load(tmp_path / "run" / "nonfinite" / f"step_{step}.npz") as batch:
+        assert all(name.startswith("tc/") for name in batch)
     steps = sorted(int(p.name) for p in tmp_path.glob("run/checkpoints/*"))
     assert steps == [*range(1, step)] and step > 2
     assert jaxprefit.load(tmp_path / "run").meta["step"] == step - 1

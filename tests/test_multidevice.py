@@ -1,10 +1,12 @@
-"""Eight (simulated) devices compute what one does, and a checkpoint does not care how many there were.
+"""Eight (simulated) devices compute what one does however they are laid out, and a checkpoint fits every layout.
 
 The runs of several devices are processes of their own; this one has a single device.
 """
 
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,16 @@ from flax.traverse_util import flatten_dict
 
 import jaxprefit
 from experiments import prefinetune
-from jaxprefit import checkpoints
+from jaxprefit import checkpoints, sharding
+from jaxprefit.encoder import EncoderConfig, init_backbone
 
 STEPS = 6
+LAYOUTS = {  # name -> settings
+    "1": {"devices": 1},
+    "8": {"devices": 8},
+    "4x2": {"devices": 8, "mesh.fsdp": 2},
+    "2x2x2": {"devices": 8, "mesh.data": 2, "mesh.fsdp": -1, "mesh.tensor": 2},
+}
 SETTINGS = {
     "strategy": "task_primary",
     "aggregator": "pcgrad",
@@ -35,15 +44,21 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Number of devices -> workdir, both out of processes that see eight."""
-    folder = tmp_path_factory.mktemp("devices")
-    for n in (8, 1):
-        args = *run.flags(cache, {**SETTINGS, "devices": n}), f"--workdir={folder / str(n)}"
-        done = run.call("prefinetune", *args, devices=8)
+def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(layout, steps) -> the workdir of its run, by a process that sees eight devices, made when it is asked for."""
+    folder = tmp_path_factory.mktemp("layouts")
+
+    @functools.cache
+    def make(layout: str, steps: int = STEPS) -> Path:
+        workdir = folder / f"{layout}-{steps}"
+        changes = {**SETTINGS, **LAYOUTS[layout], "optimizer.steps": steps}
+        done = run.call("prefinetune", *run.flags(cache, changes), f"--workdir={workdir}", devices=8)
         assert done.returncode == 0, done.stderr
-        assert json.loads((folder / str(n) / "summary.json").read_text())["device"].startswith(f"{n} x ")
-    return {n: folder / str(n) for n in (8, 1)}
+        device = json.loads((workdir / "summary.json").read_text())["device"]
+        assert device.startswith("1 x " if layout == "1" else "8 x ")
+        return workdir
+
+    return make
 
 
 def metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -54,8 +69,8 @@ def weights(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return flatten_dict(checkpoints.read(workdir / "checkpoints" / str(step)).params, sep="/")
 
 
-def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert [line["step"] for line in found] == [line["step"] for line in expected] == [*range(1, STEPS + 1)]
+def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, Any]], steps: int = STEPS) -> None:
+    assert [line["step"] for line in found] == [line["step"] for line in expected] == [*range(1, steps + 1)]
     for a, b in zip(found, expected):
         assert a.keys() == b.keys()
         for key in b.keys() - {"seconds", "tokens_per_s"}:
@@ -78,37 +93,74 @@ def assert_close_weights(found: dict[str, np.ndarray], expected: dict[str, np.nd
             assert error <= 2e-4 * norm, f"{path}: relative difference {error / norm:.2e}"
 
 
-def test_eight_devices_train_like_one(runs: dict[int, Path]) -> None:
-    assert_close_metrics(metrics(runs[8]), metrics(runs[1]))
-    assert_close_weights(weights(runs[8]), weights(runs[1]))
-    start, end = weights(runs[1], 3), weights(runs[1])
+@pytest.mark.parametrize("layout", ["8", "2x2x2"])
+def test_eight_devices_train_like_one(layout: str, made: Callable[..., Path]) -> None:
+    assert_close_metrics(metrics(made(layout)), metrics(made("1")))
+    assert_close_weights(weights(made(layout)), weights(made("1")))
+    start, end = weights(made("1"), 3), weights(made("1"))
     assert max(np.abs(end[path] - start[path]).max() for path in end) > 1e-3, "the weights moved far enough to tell"
 
 
-def test_checkpoint_of_eight_devices_loads_on_one(runs: dict[int, Path]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["8", "4x2", "2x2x2"])
+def test_twenty_steps_of_every_layout(layout: str, made: Callable[..., Path]) -> None:
+    assert_close_metrics(metrics(made(layout, 20)), metrics(made("1", 20)), 20)
+    assert_close_weights(weights(made(layout, 20), 20), weights(made("1", 20), 20))
+
+
+def test_checkpoint_of_eight_devices_loads_on_one(made: Callable[..., Path]) -> None:
     assert jax.device_count() == 1
-    model = jaxprefit.load(runs[8])
+    model = jaxprefit.load(made("2x2x2"))
     for path, value in flatten_dict(model.params, sep="/").items():
         assert isinstance(value, np.ndarray), path
-        np.testing.assert_array_equal(value, weights(runs[8])[path])
+        np.testing.assert_array_equal(value, weights(made("2x2x2"))[path])
     assert np.isfinite(model.encode(["a text"], adapter="ner").tokens).all()
 
 
-@pytest.mark.parametrize(("written", "devices"), [(8, 1), (1, 8)])
-def test_resume_on_another_number_of_devices(
-    written: int, devices: int, runs: dict[int, Path], cache: Path, tmp_path: Path
+@pytest.mark.parametrize(("written", "layout"), [("2x2x2", "1"), ("1", "2x2x2")])
+def test_resume_on_another_layout(
+    written: str, layout: str, made: Callable[..., Path], cache: Path, tmp_path: Path
 ) -> None:
-    workdir = shutil.copytree(runs[written], tmp_path / "run")
+    workdir = shutil.copytree(made(written), tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-    settings = {**SETTINGS, "devices": devices}
-    if devices == 1:
+    settings = {**SETTINGS, **LAYOUTS[layout]}
+    if layout == "1":
         prefinetune.run(run.config(cache, settings), workdir)
     else:
         done = run.call("prefinetune", *run.flags(cache, settings), f"--workdir={workdir}", devices=8)
         assert done.returncode == 0, done.stderr
-    assert metrics(workdir)[:3] == metrics(runs[written])[:3], "the lines before were kept"
-    assert_close_metrics(metrics(workdir), metrics(runs[1]))
-    assert_close_weights(weights(workdir), weights(runs[1]))
+    assert metrics(workdir)[:3] == metrics(made(written))[:3], "the lines before were kept"
+    assert_close_metrics(metrics(workdir), metrics(made("1")))
+    assert_close_weights(weights(workdir), weights(made("1")))
+
+
+# Where parameters lie, without any device
+
+
+PATHS = {"backbone": init_backbone(EncoderConfig(30_522, 8, 1, 2, 16, 8), jax.random.key(0))}
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("backbone/layer_0/query/kernel", ("fsdp", "tensor")),
+        ("backbone/layer_0/output/kernel", ("tensor", "fsdp")),
+        ("backbone/layer_0/output/bias", ()),
+        ("backbone/embeddings/word/embedding", (None, "fsdp")),  # 30,522 has no quarters
+        ("backbone/embeddings/position/embedding", ()),
+    ],
+)
+def test_rules(path: str, expected: tuple[str | None, ...]) -> None:
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), sharding.AXES)
+    flat = flatten_dict(PATHS, sep="/")
+    assert sharding.spec(mesh, path, flat[path].shape) == jax.sharding.PartitionSpec(*expected)  # type: ignore[arg-type]
+    alone = sharding.make_mesh(1)
+    assert all(sharding.spec(alone, p, leaf.shape) == jax.sharding.PartitionSpec() for p, leaf in flat.items())
+
+
+def test_a_parameter_without_a_rule_is_refused() -> None:
+    with pytest.raises(KeyError, match="backbone/pooler/kernel"):
+        sharding.put_state(sharding.make_mesh(1), {"backbone/pooler/kernel": np.ones(3)})
 
 
 def test_batch_that_does_not_divide(cache: Path, tmp_path: Path) -> None:

@@ -17,9 +17,11 @@ import run
 
 from experiments import prefinetune
 from jaxprefit import checkpoints
+from jaxprefit.cli import PREEMPTED_STATUS
 from jaxprefit.errors import UserError
+from jaxprefit.files import locked
 
-STEPS, EVERY, KILLS = 40, 5, 5
+STEPS, EVERY = 40, 5
 SETTINGS = {
     "strategy": "task_primary",
     "aggregator": "pcgrad",  # its weights depend on the last bit of the Gram matrices
@@ -28,6 +30,7 @@ SETTINGS = {
     "model.hidden_dropout": 0.1,
     "lora.dropout": 0.1,
     "run.checkpoint_every": EVERY,
+    "run.nonfinite": "skip",  # where nothing is to skip, every bit is as without it
 }
 
 
@@ -89,28 +92,36 @@ def grown(metrics_file: Path, old: int, lines: int) -> bool:
         return False
 
 
-def test_killed_run_ends_like_the_unbroken_one(unbroken: Path, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_run_ends_like_the_unbroken_one(kills: int, unbroken: Path, cache: Path, tmp_path: Path) -> None:
     workdir, rng = tmp_path / "run", random.Random(7)
     command = "prefinetune", *run.flags(cache, SETTINGS), f"--workdir={workdir}"
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     file, unfinished, resumed_from = workdir / "metrics.jsonl", [], []
-    moments = sorted(rng.sample(range(2, STEPS - EVERY - 1), KILLS))
+    moments = sorted(rng.sample(range(2, STEPS - EVERY - 1), kills))
     for number, lines in enumerate(moments):
         old = file.stat().st_ino if file.exists() else 0
-        with run.start(*command, **silent) as process:
+        last = number == kills - 1  # it is told to end, and may save before it does
+        with run.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait(process, lambda old=old, lines=lines: grown(file, old, lines))
-                if number % 2:  # in the middle of the next save; else wherever the run is
+                with pytest.raises(UserError, match=f"in use by process {process.pid} "), locked(workdir):
+                    pass
+                if last:
+                    process.terminate()
+                    _, told = process.communicate(timeout=60)
+                elif number % 2:  # in the middle of the next save; else wherever the run is
                     wait(process, lambda: [*workdir.glob("checkpoints/*tmp*")])
                 else:
                     time.sleep(rng.uniform(0, 0.05))
             finally:
                 process.kill()
-        assert process.returncode == -signal.SIGKILL
+        assert process.returncode == (PREEMPTED_STATUS if last else -signal.SIGKILL)
         unfinished += workdir.glob("checkpoints/*tmp*")
         resumed_from.append(max((int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdigit()), default=0))
     assert unfinished, "no kill fell into a save"
     assert resumed_from == sorted(resumed_from) and 0 < resumed_from[-1] < STEPS
+    assert resumed_from[-1] == metrics(workdir)[-1]["step"], "SIGTERM loses no step"
+    assert told == f"error: step {resumed_from[-1]}: ended by SIGTERM; the same command continues\n"
 
     done = run.call(*command)
     assert done.returncode == 0, done.stderr
@@ -138,11 +149,12 @@ def test_changed_setting_is_refused(copy: Path, cache: Path, key: str, value: An
     assert run.files(copy) == before
 
 
-def test_places_and_rhythm_may_change(unbroken: Path, copy: Path, cache: Path, tmp_path: Path) -> None:
+def test_places_and_rhythm_may_change_and_the_cache_be_lost(
+    unbroken: Path, copy: Path, cache: Path, tmp_path: Path
+) -> None:
     shutil.rmtree(copy / "checkpoints" / str(STEPS))
     elsewhere = {"data.root": str(tmp_path), "data.cache": str(tmp_path / "cache"), "devices": 1}
-    rhythm = {"run.checkpoint_every": 2, "run.keep": 3}
-    shutil.copytree(cache, tmp_path / "cache")
+    rhythm = {"run.checkpoint_every": 2, "run.keep": 3, "run.nonfinite": "stop"}
     prefinetune.run(run.config(cache, {**SETTINGS, **elsewhere, **rhythm}), copy)
     assert metrics(copy) == metrics(unbroken)
     assert_same_state(copy, unbroken, STEPS)

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from jaxprefit import optim, strategies, surgery, train
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.errors import UserError
-from jaxprefit.sharding import make_mesh, put_state
+from jaxprefit.sharding import make_mesh, replicated
 
 STATEFUL = ("uncertainty", "gradnorm", "famo", "gradvac")
 CONFIG = optim.OptimizerConfig()  # of which the step takes the clipping only
@@ -34,7 +34,7 @@ FAMILIES = {name: Toy() for name in ("ner", "tc", "mlm")}
 
 
 @functools.cache
-def make(name: str, scope: str, families: int = 2) -> tuple[Any, Any]:
+def make(name: str, scope: str, families: int = 2, skip_nonfinite: bool = False) -> tuple[Any, Any]:
     """(jitted step, its first state as NumPy)."""
     chosen: Any = dict([*FAMILIES.items()][:families])
     strategy = strategies.make("naive", chosen)
@@ -47,7 +47,8 @@ def make(name: str, scope: str, families: int = 2) -> tuple[Any, Any]:
     tx = optax.partition({group: optax.sgd(0.01) for group, _ in strategy.table}, labels)
     state = train.init_state(params, tx, train.init_surgery(strategy, params, aggregate))
     setup = train.Setup(None, chosen, strategy, {})  # type: ignore[arg-type]
-    step = train.make_step(setup, tx, CONFIG, aggregate, make_mesh(1), jax.random.key(0))
+    key = jax.random.key(0)
+    step = train.make_step(setup, tx, CONFIG, aggregate, make_mesh(1), key, skip_nonfinite=skip_nonfinite)
     return step, jax.device_get(state)
 
 
@@ -59,7 +60,7 @@ def batches(number: int, families: int = 2) -> dict[str, dict]:
 
 
 def start(state: Any) -> Any:
-    return put_state(make_mesh(1), jax.tree.map(np.array, state))
+    return jax.device_put(jax.tree.map(np.array, state), replicated(make_mesh(1)))
 
 
 @pytest.mark.parametrize("scope", surgery.SCOPES)
@@ -128,3 +129,18 @@ def test_a_checkpoint_without_the_aggregators_state_is_refused(tmp_path: pathlib
     Checkpoints(tmp_path).save(start(without), {}, "{}", META)
     with pytest.raises(UserError, match="lacks its item 'surgery'"):
         Checkpoints(tmp_path).restore(0, start(with_state), META)
+
+
+def test_a_step_that_is_not_finite_is_as_if_not_there_and_others_are_as_always() -> None:
+    usual, fresh = make("gradvac", "block")  # it keeps something between steps
+    careful, _ = make("gradvac", "block", skip_nonfinite=True)
+    expected = jax.device_get(usual(usual(start(fresh), batches(0))[0], batches(1))[0])
+    state, _ = careful(start(fresh), batches(0))
+    before, bad = jax.device_get(state), batches(2)
+    bad["tc"]["x"][1] = np.inf
+    state, metrics = careful(state, bad)
+    assert not np.isfinite(metrics["loss/tc"]) and np.isfinite(metrics["loss/ner"])
+    assert state.step == before.step + 1
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state)._replace(step=before.step), before)
+    state, _ = careful(state, batches(1))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state)._replace(step=expected.step), expected)
