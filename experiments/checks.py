@@ -68,6 +68,7 @@ AT_LEAST = {
     "conflict.representations.seed": 0,
     "downstream.steps": 1,
     "downstream.batch_size": 1,
+    "downstream.shots": 0,
     "downstream.limit": 0,
     "downstream.cache_mb": 0,
     "downstream.lora_lr": 0,
@@ -84,6 +85,7 @@ CHOICES = {
     "data.tc.exhaustion": EXHAUSTION,
     "data.mlm.exhaustion": EXHAUSTION,
     "data.mlm.masking": MASKINGS,
+    "downstream.split": ("test", "dev"),
 }
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 
