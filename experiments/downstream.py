@@ -206,10 +206,15 @@ def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
             train, test = task_rows(name, cls.kind, config, cache)
             check_labels(name, train.data, test.data)
             task = cls.create({"max_length": longest}, [train.data], model.tokenizer)
-            tasks.append(TaskData(name.partition("?")[0].replace(":", "_"), family, task, train, test))
+            tasks.append(TaskData(task_name(name), family, task, train, test))
     if not tasks:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
     return tasks
+
+
+def task_name(source: str) -> str:
+    """The name of the task that a source's short string describes, in files and tables."""
+    return source.partition("?")[0].replace(":", "_")
 
 
 def task_rows(name: str, kind: str, config: ConfigDict, cache: str) -> tuple[mixture.Rows, mixture.Rows]:
