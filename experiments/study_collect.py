@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import downstream, study_claims, study_fronts, study_grid, wiring
-from experiments.study_grid import Entry, Grid, Run, Scoring
+from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit import lora
 from jaxprefit.downstream import significance
 from jaxprefit.encoder import EncoderConfig
@@ -75,11 +75,15 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     results = [result(entry, scored) for entry in grid.entries]
     adjust(results)
     s = config.study
-    starts = tuple(dict.fromkeys(start for start, _ in grid.encoders))
+    shapes = {}
+    for (start, _), served in grid.encoders.items():
+        if start not in shapes:
+            first = wiring.start_encoder(next(iter(served.values()))[0].config, wiring.cache_folder(config, workdir))
+            shapes[start] = first.config, sum(leaf.size for leaf in jax.tree.leaves(first.params))
     return {
         "schema": "jaxprefit.study",
         "version": STUDY_VERSION,
-        "starts": {start: study_grid.settings_of(config, "start", start) for start in starts},
+        "starts": {start: study_grid.settings_of(config, "start", start) for start in shapes},
         "variants": {v: study_grid.settings_of(config, "variant", v) for v in s.variants},
         "modes": {mode: _recipe(grid, mode) for mode in s.modes},
         "fractions": list(s.fractions),
@@ -91,7 +95,7 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "fronts": study_fronts.fronts(results, {v: study_grid.method(config, v) for v in s.variants}),
         "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
                                      lambda e, other: table(e.references[other], scored)),
-        "costs": [cost(config, grid, start, v, workdir) for start in starts for v in s.variants],
+        "costs": [cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
     }  # fmt: skip
 
 
@@ -193,8 +197,13 @@ def adjust(results: list[dict[str, Any]]) -> None:
             found["p_holm"] = adjusted[variant]
 
 
-def cost(config: ConfigDict, grid: Grid, start: str, variant: str, workdir: pathlib.Path) -> dict[str, Any]:
-    """What a variant takes to train and to keep on a device: first pre-finetuning seed, float32."""
+def cost(
+    grid: Grid, start: str, variant: str, shape: tuple[EncoderConfig, int], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """What a variant takes to train and to keep on a device: first pre-finetuning seed, float32.
+
+    `shape` is that of the start encoder, and its number of parameters.
+    """
     served = {one.folder: one for runs in grid.encoders[start, variant].values() for one in runs[:1]}
     trained = {r.folder: r for one in served.values() for r in (one.parts or (one,))}
     tokens: dict[str, int] | None = {}
@@ -205,9 +214,8 @@ def cost(config: ConfigDict, grid: Grid, start: str, variant: str, workdir: path
             continue
         for family, data in json.loads(file.read_text(encoding="utf-8"))["data"].items():
             tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
-    one = next(iter(served.values()))
-    encoder, parameters = shape(one, wiring.cache_folder(config, workdir))
-    adapter = lora.size(wiring.lora_spec(one.config), encoder)
+    encoder, parameters = shape
+    adapter = lora.size(wiring.lora_spec(next(iter(served.values())).config), encoder)
     return {
         "start": start,
         "variant": variant,
@@ -217,12 +225,6 @@ def cost(config: ConfigDict, grid: Grid, start: str, variant: str, workdir: path
         "adapter_bytes": 4 * adapter,
         "train_tokens": tokens,
     }
-
-
-def shape(one: Run, cache: pathlib.Path) -> tuple[EncoderConfig, int]:
-    """The start encoder's shape and its number of parameters."""
-    start = wiring.start_encoder(one.config, cache)
-    return start.config, sum(leaf.size for leaf in jax.tree.leaves(start.params))
 
 
 def _recipe(grid: Grid, mode: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The plots of a study, from the content of study.json: NER against TC, and scores against label fractions."""
+"""The plots of a study, from the content of study.json: gains in NER against TC, and scores against label fractions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ import matplotlib
 import matplotlib.figure
 import matplotlib.lines
 
-from experiments.study_report import SCORE, places
+from experiments.study_report import SCORE
 
 MARKERS = "os^vDP*X<>"
 
@@ -23,24 +23,23 @@ def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
 
 
 def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """NER against TC, one panel a start, mode and fraction; a line joins the front of each strategy's variants."""
-    panels = [(title, found) for title, found in places(content) if _points(found)]
+    """Gains over none, one panel a start, mode and fraction; a line joins the front of each strategy's variants."""
+    panels: dict[tuple, list[dict[str, Any]]] = {}
+    for f in content["fronts"]:
+        panels.setdefault((f["start"], f["mode"], f["fraction"]), []).append(f)
     figure, axes = _panels(len(panels))
     colours = _colours([f["strategy"] for f in content["fronts"]])
-    for (title, found), ax in zip(panels, axes):
-        points, place = _points(found), (found[0]["start"], found[0]["mode"], found[0]["fraction"])
-        for f in content["fronts"]:
-            if (f["start"], f["mode"], f["fraction"]) != place:
-                continue
+    for ((start, mode, fraction), found), ax in zip(panels.items(), axes):
+        for f in found:
             colour, marker = colours[f["strategy"]]
-            for variant in f["variants"]:
-                ax.plot(*points[variant], marker, color=colour, ms=7, alpha=1 if variant in f["front"] else 0.35)
-            line = [points[v] for v in f["front"]]
-            ax.plot([x for x, _ in line], [y for _, y in line], "-", color=colour, lw=1, alpha=0.6)
-        if "none" in points:
-            ax.axvline(points["none"][0], color="0.7", lw=0.8, zorder=0)
-            ax.axhline(points["none"][1], color="0.7", lw=0.8, zorder=0)
-        ax.set(title=title, xlabel="TC accuracy, %", ylabel="NER strict span F1, %")
+            points = {v: (100 * tc, 100 * ner) for v, (ner, tc) in f["gains"].items()}
+            for variant, point in points.items():
+                ax.plot(*point, marker, color=colour, ms=7, alpha=1 if variant in f["front"] else 0.35)
+            ax.plot(*zip(*(points[v] for v in f["front"])), "-", color=colour, lw=1, alpha=0.6)
+        ax.axvline(0, color="0.5", lw=0.8, zorder=0)
+        ax.axhline(0, color="0.5", lw=0.8, zorder=0)
+        ax.set(title=f"{start}: mode {mode}, {100 * fraction:g} % of the labels")
+        ax.set(xlabel="TC accuracy over none, points", ylabel="NER F1 over none, points")
         ax.margins(0.12)
     _legend(figure, colours)
     return figure
@@ -65,15 +64,6 @@ def fractions(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
         ax.minorticks_off()
     _legend(figure, colours)
     return figure
-
-
-def _points(found: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
-    """Variant -> (TC, NER) in percent, of those that have both."""
-    means: dict[str, dict[str, float]] = {}
-    for r in found:
-        if r["mean"] is not None:
-            means.setdefault(r["variant"], {})[r["family"]] = 100 * r["mean"]
-    return {v: (m["tc"], m["ner"]) for v, m in means.items() if len(m) == 2}
 
 
 def _panels(number: int) -> tuple[matplotlib.figure.Figure, list[Any]]:

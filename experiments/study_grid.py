@@ -113,7 +113,7 @@ def expand(config: ConfigDict) -> Grid:
             made = [variant_runs(base, start, variant, seed, families, runs) for seed in seeds(base, variant)]
             served[variant] = encoders[start, variant] = {f: tuple(m[f] for m in made) for f in families}
         for mode in s.modes:
-            recipe = overridden(base, "mode", mode)
+            recipe = without_study(overridden(base, "mode", mode))
             if mode not in s.mode:
                 recipe.downstream.mode = mode
             whole = recipe.downstream.shots > 0  # a number of rows, not a share
@@ -199,14 +199,18 @@ def scoring(
     run: Run, recipe: ConfigDict, name: str, family: str, shape: ConfigDict, scorings: dict[str, Scoring]
 ) -> Scoring:
     """The cells of `run` for one family, with an adapter of `shape`; the folder tells where that is not the usual."""
-    c = without_study(recipe)
-    if c.downstream.mode == "adapter" and shape != c.lora:
-        c.lora = copy.deepcopy(shape)
+    other = recipe.downstream.mode == "adapter" and shape != recipe.lora
+    if other:
         name += "-lora" + hashlib.sha256(shape.to_json_best_effort().encode()).hexdigest()[:6]
-    for other in (f for f in TASKS if f != family):
-        c.downstream[other] = ()
     folder = f"{run.folder}/downstream/{name}"
-    return scorings.setdefault(folder, Scoring(folder, run, c))
+    if folder not in scorings:
+        c = copy.deepcopy(recipe)
+        if other:
+            c.lora = copy.deepcopy(shape)
+        for unscored in (f for f in TASKS if f != family):
+            c.downstream[unscored] = ()
+        scorings[folder] = Scoring(folder, run, c)
+    return scorings[folder]
 
 
 def overridden(config: ConfigDict, axis: str, name: str) -> ConfigDict:

@@ -18,19 +18,21 @@ def report(content: Content) -> list[str]:
     counts = content["cells"]
     split = next(iter(content["modes"].values()))["split"]
     about = (
-        f"Scores in percent on {FOUND_BY[split]}, mean over tasks; ± is the standard deviation over fine-tuning seeds. "
-        "Differences in points with 95 % intervals from a paired bootstrap over tasks, pre-finetuning seeds and "
-        "fine-tuning seeds; * where Wilcoxon's signed-rank test over tasks says so too, adjusted over the variants of "
-        "a column (Holm, 0.05). In mode adapter all have an adapter of equal shape downstream: a variant with another "
-        "LoRA is compared with references that were scored with that LoRA; its differences, but not its own scores, "
-        "can be read against theirs. Training rows are the same for all variants and seeds."
+        f"Scores in percent on {FOUND_BY[split]}, mean over tasks; ± is the standard deviation over fine-tuning seeds, "
+        "in brackets that over pre-finetuning seeds. Differences in points with 95 % intervals from a paired bootstrap "
+        "over tasks, pre-finetuning seeds and fine-tuning seeds; * where Wilcoxon's signed-rank test over tasks says so "
+        "too, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal shape "
+        "downstream: a variant with another LoRA is compared with references that were scored with that LoRA; its "
+        "differences, but not its own scores, can be read against theirs. Training rows are the same for all variants "
+        "and seeds."
     )
     lines = ["# Study", "", about, ""]
     if counts["done"] < counts["all"]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
     lines += ["## Main table", "", *main_tables(content), "## The paper's claims", "", *claims(content)]
-    lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
+    if content["fronts"]:
+        lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
     if len(content["fractions"]) > 1:
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
     lines += ["## Costs", "", *costs(content), "## Tasks", "", *tasks(content), *failures(content)]
@@ -88,11 +90,11 @@ def fronts(content: Content) -> list[str]:
     """Each strategy's variants that no other of it beats in both families."""
     rows = []
     for f in content["fronts"]:
-        area = "-" if f["area"] is None else f"{1e4 * f['area']:.2f}"
         place = f"{f['start']}, {f['mode']}, {100 * f['fraction']:g} %"
-        rows.append([place, f["strategy"], str(len(f["variants"])), ", ".join(f["front"]), f["best"], area])
-    header = ["place", "strategy", "variants", "front", "highest sum", "area over none, points squared"]
-    return markdown("Fronts", header, rows) if rows else []
+        area = f"{1e4 * f['area']:.2f}"
+        rows.append([place, f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["best"], area])
+    header = ["place", "strategy", "variants", "front", "highest sum", "area, points squared"]
+    return markdown("Gains over none in NER and TC, at equal capacity", header, rows)
 
 
 def curves(content: Content) -> list[str]:
@@ -153,8 +155,9 @@ def failures(content: Content) -> list[str]:
 def _score(result: Mapping[str, Any]) -> str:
     if result["mean"] is None:
         return "-"
-    deviation = result["deviation"]["finetuning"]
-    return f"{100 * result['mean']:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+    fine, pre = (result["deviation"][kind] for kind in ("finetuning", "prefinetuning"))
+    text = f"{100 * result['mean']:.1f}" + ("" if fine is None else f" ± {100 * fine:.1f}")
+    return text + ("" if pre is None else f" ({100 * pre:.1f})")
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:

@@ -325,7 +325,7 @@ def test_claims_are_marked_by_the_statistics() -> None:
 
 
 def test_fronts() -> None:
-    points = {"none": (0.5, 0.5), "a": (0.6, 0.7), "b": (0.7, 0.6), "c": (0.6, 0.6)}
-    assert study_fronts.front({k: points[k] for k in "abc"}) == ["b", "a"]
-    assert study_fronts.area([points[k] for k in "abc"], points["none"]) == pytest.approx(0.2 * 0.1 + 0.1 * 0.1)
-    assert study_fronts.area([(0.4, 0.9)], points["none"]) == 0.0
+    points = {"a": (0.1, 0.2), "b": (0.2, 0.1), "c": (0.1, 0.1), "d": (-0.1, 0.4)}
+    assert study_fronts.front(points) == ["b", "a", "d"]
+    assert study_fronts.area([*points.values()]) == pytest.approx(0.2 * 0.1 + 0.1 * 0.1)
+    assert study_fronts.area([(-0.1, 0.4)]) == 0.0
