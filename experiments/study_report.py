@@ -20,9 +20,9 @@ def report(content: Content) -> list[str]:
     about = (
         f"Scores in percent on {FOUND_BY[split]}, mean over tasks; ± is the standard deviation over fine-tuning seeds, "
         "in brackets that over pre-finetuning seeds. Differences in points with 95 % intervals from a paired bootstrap "
-        "over tasks, pre-finetuning seeds and fine-tuning seeds; * where Wilcoxon's signed-rank test over tasks says so "
-        "too, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal shape "
-        "downstream: a variant with another LoRA is compared with references that were scored with that LoRA; its "
+        "over tasks, pre-finetuning seeds and fine-tuning seeds; * where Wilcoxon's signed-rank test over tasks says "
+        "so too, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal "
+        "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; its "
         "differences, but not its own scores, can be read against theirs. Training rows are the same for all variants "
         "and seeds."
     )

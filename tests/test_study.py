@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 import run
+from golden.formula import weights
+from golden.model_files import VOCABULARY, write_model
 from ml_collections import ConfigDict
 from test_experiments import assert_valid
 
@@ -29,6 +31,16 @@ ALL = (
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.getbasetemp() / "cache"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny encoder as a Hugging Face directory, called random."""
+    shape = {
+        "model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "type_vocab_size": 2,
+    }  # fmt: skip
+    return str(write_model(tmp_path_factory.mktemp("start") / "random", shape, weights(shape)))
 
 
 def config(cache: Path, **changes: object) -> ConfigDict:
@@ -134,8 +146,10 @@ def test_a_setting_that_does_not_exist_is_named_with_its_variant(cache: Path) ->
 # Equal capacity
 
 
-def test_every_variant_is_compared_at_equal_capacity(cache: Path, tmp_path: Path) -> None:
-    c = config(cache, **{"study.variants": ALL, "study.modes": ("adapter",), "study.fractions": (1.0,)})
+def test_every_variant_is_compared_at_equal_capacity(cache: Path, encoder: str, tmp_path: Path) -> None:
+    c = config(
+        cache, **{"model.path": encoder, "study.variants": ALL, "study.modes": ("adapter",), "study.fractions": (1.0,)}
+    )
     grid = study_grid.expand(c)
     models: dict[str, jaxprefit.Model] = {}
     for one in grid.runs:
@@ -172,13 +186,18 @@ def test_every_variant_is_compared_at_equal_capacity(cache: Path, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def whole(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runnable(cache: Path, encoder: str) -> ConfigDict:
+    return config(cache, **{"model.path": encoder})
+
+
+@pytest.fixture(scope="module")
+def whole(runnable: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("study")
-    study.run(config(cache), workdir)
+    study.run(runnable, workdir)
     return workdir
 
 
-def test_files_of_a_study(whole: Path, cache: Path) -> None:
+def test_files_of_a_study(whole: Path) -> None:
     content = assert_valid(whole / "study.json", "study")
     assert content["cells"] == {"all": 24, "done": 24, "failed": 0, "missing": 0} and not content["failed"]
     for r in content["results"]:
@@ -201,7 +220,7 @@ def test_files_of_a_study(whole: Path, cache: Path) -> None:
 
 
 def test_a_study_that_is_stopped_continues_to_the_same_table(
-    whole: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, runnable: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(whole, tmp_path / "broken")
     rng, files = np.random.default_rng(0), sorted((tmp_path / "broken").rglob("cells/*.json"))
@@ -225,20 +244,20 @@ def test_a_study_that_is_stopped_continues_to_the_same_table(
 
     monkeypatch.setattr(cells, "write", stops)
     with pytest.raises(KeyboardInterrupt):
-        study.run(config(cache), tmp_path / "broken")
+        study.run(runnable, tmp_path / "broken")
     assert not (tmp_path / "broken" / "study.json").exists()
     kept |= {f: f.stat().st_mtime_ns for f in written}
     monkeypatch.setattr(cells, "write", write)
-    study.run(config(cache), tmp_path / "broken")
+    study.run(runnable, tmp_path / "broken")
     for name in ("study.json", "study.md"):
         assert (tmp_path / "broken" / name).read_text() == (whole / name).read_text()
     assert all(f.stat().st_mtime_ns == time for f, time in kept.items())
 
 
-def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, cache: Path, tmp_path: Path) -> None:
+def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
     for folder in ("none-seed0", "averaged-seed0"):
         shutil.copytree(whole / "random" / folder, tmp_path / "random" / folder)
-    content = study.run(config(cache), tmp_path, shard="1/2")  # the shard of none
+    content = study.run(runnable, tmp_path, shard="1/2")  # the shard of none
     assert content["cells"] == {"all": 24, "done": 16, "failed": 0, "missing": 8}
     assert not (tmp_path / "random" / "individual_ner-seed0").exists()
     (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("individual", "tc", 1.0))
@@ -248,7 +267,7 @@ def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, cache: Pa
 
 
 def test_failures_are_told_and_do_not_stop_the_rest(
-    whole: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    whole: Path, runnable: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(whole, tmp_path / "out")
     shutil.rmtree(tmp_path / "out" / "random" / "individual_tc-seed0")
@@ -264,7 +283,7 @@ def test_failures_are_told_and_do_not_stop_the_rest(
         m.setattr(prefinetune, "run", diverges)
         m.setattr(cells, "make", lambda data, seed, found: UserError("nan") if seed else make(data, seed, found))
         with pytest.raises(UserError, match="13 cells failed"):
-            study.run(config(cache), tmp_path / "out")
+            study.run(runnable, tmp_path / "out")
     content = assert_valid(tmp_path / "out" / "study.json", "study")
     assert content["cells"] == {"all": 24, "done": 11, "failed": 13, "missing": 0}
     reasons = {cell["folder"].removeprefix("random/"): cell["reason"] for cell in content["failed"]}
@@ -279,7 +298,7 @@ def test_failures_are_told_and_do_not_stop_the_rest(
     # With the cause gone the same command completes the table.
     shutil.copytree(whole / "random" / "individual_tc-seed0", tmp_path / "out" / "random" / "individual_tc-seed0",
                     dirs_exist_ok=True)  # fmt: skip
-    study.run(config(cache), tmp_path / "out")
+    study.run(runnable, tmp_path / "out")
     assert (tmp_path / "out" / "study.json").read_text() == (whole / "study.json").read_text()
 
 
