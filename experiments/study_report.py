@@ -22,9 +22,9 @@ def report(content: Content) -> list[str]:
         "in brackets that over pre-finetuning seeds. Differences in points with 95 % intervals from a paired bootstrap "
         "over tasks, pre-finetuning seeds and fine-tuning seeds; * where Wilcoxon's signed-rank test over tasks says "
         "so too, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal "
-        "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; its "
-        "differences, but not its own scores, can be read against theirs. Training rows are the same for all variants "
-        "and seeds."
+        "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; "
+        "its differences, but not its own scores, can be read against theirs. Training rows are the same for all "
+        "variants and seeds."
     )
     lines = ["# Study", "", about, ""]
     if counts["done"] < counts["all"]:
