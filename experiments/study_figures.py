@@ -7,7 +7,7 @@ import matplotlib
 import matplotlib.figure
 import matplotlib.lines
 
-from experiments.study_report import SCORE
+from experiments.study_report import SCORE, has_curves
 
 MARKERS = "os^vDP*X<>"
 
@@ -17,7 +17,7 @@ def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
     drawn = {}
     if content["fronts"]:
         drawn["study_front"] = front(content)
-    if len(content["fractions"]) > 1:
+    if has_curves(content):
         drawn["study_fractions"] = fractions(content)
     return drawn
 

@@ -202,7 +202,8 @@ def scoring(
     other = recipe.downstream.mode == "adapter" and shape != recipe.lora
     if other:
         name += "-lora" + hashlib.sha256(shape.to_json_best_effort().encode()).hexdigest()[:6]
-    folder = f"{run.folder}/downstream/{name}"
+    split = "-dev" if recipe.downstream.split == "dev" else ""  # beside the test's, so that both are kept
+    folder = f"{run.folder}/downstream/{name}{split}"
     if folder not in scorings:
         c = copy.deepcopy(recipe)
         if other:

@@ -8,7 +8,6 @@ from experiments.tables import markdown
 
 SCORE = {"ner": "NER F1", "tc": "TC accuracy"}
 TASK_SCORE = {"ner": "strict span F1", "tc": "accuracy"}
-FOUND_BY = {"test": "test rows", "dev": "**development** rows, to choose settings by; the test was not read"}
 
 Content = Mapping[str, Any]
 
@@ -16,15 +15,15 @@ Content = Mapping[str, Any]
 def report(content: Content) -> list[str]:
     """Lines of study.md."""
     counts = content["cells"]
-    split = next(iter(content["modes"].values()))["split"]
     about = (
-        f"Scores in percent on {FOUND_BY[split]}, mean over tasks; ± is the standard deviation over fine-tuning seeds, "
-        "in brackets that over pre-finetuning seeds. Differences in points with 95 % intervals from a paired bootstrap "
-        "over tasks, pre-finetuning seeds and fine-tuning seeds; * where Wilcoxon's signed-rank test over tasks says "
-        "so too, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal "
-        "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; "
-        "its differences, but not its own scores, can be read against theirs. Training rows are the same for all "
-        "variants and seeds."
+        "Scores in percent on test rows (where a title says so, on development rows, and no test was scored), mean "
+        "over tasks; ± is the standard deviation over fine-tuning seeds, in brackets that over pre-finetuning seeds. "
+        "Differences in points with 95 % intervals from a paired bootstrap over tasks, pre-finetuning seeds and "
+        "fine-tuning seeds, which say little where these are few; * where Wilcoxon's signed-rank test over tasks agrees, "
+        "adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal shape "
+        "downstream: a variant with another LoRA is compared with references that were scored with that LoRA; its "
+        "differences, but not its own scores, can be read against theirs. Training rows are the same for all variants "
+        "and seeds."
     )
     lines = ["# Study", "", about, ""]
     if counts["done"] < counts["all"]:
@@ -33,7 +32,7 @@ def report(content: Content) -> list[str]:
     lines += ["## Main table", "", *main_tables(content), "## The paper's claims", "", *claims(content)]
     if content["fronts"]:
         lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
-    if len(content["fractions"]) > 1:
+    if has_curves(content):
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
     lines += ["## Costs", "", *costs(content), "## Tasks", "", *tasks(content), *failures(content)]
     return lines
@@ -48,7 +47,8 @@ def places(content: Content) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         recipe = content["modes"][mode]
         rows = f"{recipe['shots']} shots" if recipe["shots"] else f"{100 * fraction:g} % of the labels"
         limit = f", at most {recipe['limit']:,} rows" if recipe["limit"] else ""
-        yield f"{start}: mode {mode}, {rows}{limit}", found
+        split = ", development rows" if recipe["split"] == "dev" else ""
+        yield f"{start}: mode {mode}, {rows}{limit}{split}", found
 
 
 def main_tables(content: Content) -> list[str]:
@@ -95,6 +95,11 @@ def fronts(content: Content) -> list[str]:
         rows.append([place, f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["best"], area])
     header = ["place", "strategy", "variants", "front", "highest sum", "area, points squared"]
     return markdown("Gains over none in NER and TC, at equal capacity", header, rows)
+
+
+def has_curves(content: Content) -> bool:
+    """Whether some mode is scored at several fractions of the labels."""
+    return len(content["fractions"]) > 1 and any(not recipe["shots"] for recipe in content["modes"].values())
 
 
 def curves(content: Content) -> list[str]:
