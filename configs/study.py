@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     s.variant = ConfigDict(VARIANTS)
     s.mode = ConfigDict({
         "mteb": {"downstream": {"mode": "mteb", "shots": 8, "limit": 0, "seeds": tuple(range(10))}},
-        "adapter_5shot": {"downstream": {"shots": 5, "limit": 0}},
+        "adapter_5shot": {"downstream": {"mode": "adapter", "shots": 5, "limit": 0}},
     })  # fmt: skip
     c.downstream.limit = 5000
     return c

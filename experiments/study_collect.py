@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import downstream, study_claims, study_fronts, study_grid, wiring
+from experiments import downstream, study_claims, study_fronts, study_settings, wiring
 from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit import lora
 from jaxprefit.downstream import significance
@@ -83,8 +83,8 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     return {
         "schema": "jaxprefit.study",
         "version": STUDY_VERSION,
-        "starts": {start: study_grid.settings_of(config, "start", start) for start in shapes},
-        "variants": {v: study_grid.settings_of(config, "variant", v) for v in s.variants},
+        "starts": {start: study_settings.settings_of(config, "start", start) for start in shapes},
+        "variants": {v: study_settings.settings_of(config, "variant", v) for v in s.variants},
         "modes": {mode: _recipe(grid, mode) for mode in s.modes},
         "fractions": list(s.fractions),
         "seeds": list(s.seeds),
@@ -92,7 +92,7 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
         "failed": failed,
         "results": results,
-        "fronts": study_fronts.fronts(results, {v: study_grid.method(config, v) for v in s.variants}),
+        "fronts": study_fronts.fronts(results, {v: study_settings.method(config, v) for v in s.variants}),
         "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
                                      lambda e, other: table(e.references[other], scored)),
         "costs": [cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
@@ -107,7 +107,7 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     if reason or failure(workdir / scoring.run.folder) or not file.exists():
         return Scored({}, {}, broken)
     content = json.loads(file.read_text(encoding="utf-8"))
-    if any(content[key] != value for key, value in downstream.description(scoring.config).items()):
+    if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
         return Scored({}, {}, ())
     wanted, seeds = {downstream.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
     entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}

@@ -7,7 +7,7 @@ import matplotlib
 import matplotlib.figure
 import matplotlib.lines
 
-from experiments.study_report import SCORE, has_curves
+from experiments.study_report import SCORE, has_curves, place
 
 MARKERS = "os^vDP*X<>"
 
@@ -24,12 +24,12 @@ def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
 
 def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     """Gains over none, one panel a start, mode and fraction; a line joins the front of each strategy's variants."""
-    panels: dict[tuple, list[dict[str, Any]]] = {}
+    panels: dict[str, list[dict[str, Any]]] = {}
     for f in content["fronts"]:
-        panels.setdefault((f["start"], f["mode"], f["fraction"]), []).append(f)
+        panels.setdefault(place(content, f), []).append(f)
     figure, axes = _panels(len(panels))
     colours = _colours([f["strategy"] for f in content["fronts"]])
-    for ((start, mode, fraction), found), ax in zip(panels.items(), axes):
+    for (title, found), ax in zip(panels.items(), axes):
         for f in found:
             colour, marker = colours[f["strategy"]]
             points = {v: (100 * tc, 100 * ner) for v, (ner, tc) in f["gains"].items()}
@@ -38,8 +38,7 @@ def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             ax.plot(*zip(*(points[v] for v in f["front"])), "-", color=colour, lw=1, alpha=0.6)
         ax.axvline(0, color="0.5", lw=0.8, zorder=0)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
-        ax.set(title=f"{start}: mode {mode}, {100 * fraction:g} % of the labels")
-        ax.set(xlabel="TC accuracy over none, points", ylabel="NER F1 over none, points")
+        ax.set(title=title, xlabel="TC accuracy over none, points", ylabel="NER F1 over none, points")
         ax.margins(0.12)
     _legend(figure, colours)
     return figure
@@ -59,7 +58,7 @@ def fractions(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             colour, marker = colours[variant]
             xs, ys = zip(*sorted(line))
             ax.plot(xs, ys, f"{marker}-", color=colour, ms=5, lw=1.2)
-        ax.set(title=f"{start}: mode {mode}", xlabel="training labels, %", ylabel=f"{SCORE[family]}, %", xscale="log")
+        ax.set(title=f"{start}, {mode}", xlabel="training labels, %", ylabel=f"{SCORE[family]}, %", xscale="log")
         ax.set_xticks([100 * f for f in content["fractions"]], [f"{100 * f:g}" for f in content["fractions"]])
         ax.minorticks_off()
     _legend(figure, colours)

@@ -15,17 +15,13 @@ are scored with the LoRA shape of every variant that is compared with them.
 
 import copy
 import dataclasses
-import difflib
 import hashlib
-import json
-import pathlib
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from configs.datasets import DATASETS
+from experiments.study_settings import overridden, start_name, updated, without_study
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
@@ -158,11 +154,14 @@ def variant_runs(
     if strategy not in ("individual", "averaged"):
         run = _run(config, strategy, f"{start}/{variant}-seed{seed}", runs)
         return dict.fromkeys(families, run)
-    plain = not {k: v for k, v in own.items() if k != "strategy"}
+    name = variant if own.keys() - {"strategy"} else "individual"
+    if name != variant:  # without settings of its own: the parts are the study's individual encoders
+        own = base.study.variant.get(name, ConfigDict()).to_dict()
+        config = overridden(base, "variant", name)
+        config.seed = seed
     alone = {}
     for family in TASKS if strategy == "averaged" else families:
-        c = updated(config, own.get(family, {}), f"study.variant.{variant}.{family}")
-        name = "individual" if plain else variant
+        c = updated(config, own.get(family, {}), f"study.variant.{name}.{family}")
         alone[family] = _run(c, f"individual_{family}", f"{start}/{name}_{family}-seed{seed}", runs)
     if strategy == "individual":
         return alone
@@ -179,14 +178,6 @@ def _run(config: ConfigDict, strategy: str, folder: str, runs: dict[str, Run]) -
     if key not in runs and any(run.folder == folder for run in runs.values()):
         raise UserError(f"two encoders of the study would both be {folder}; give one of the variants another name")
     return runs.setdefault(key, Run(folder, c))
-
-
-def method(config: ConfigDict, variant: str) -> str:
-    """What a variant is a setting of: its strategy, and the aggregator where it does more than add."""
-    own = config.study.variant.get(variant, ConfigDict())
-    strategy = own.get("strategy", config.strategy) if variant in config.study.variant else variant
-    aggregator = own.get("aggregator", config.aggregator)
-    return strategy if aggregator == "sum" or strategy not in ("naive", "task_primary") else f"{strategy}+{aggregator}"
 
 
 def seeds(base: ConfigDict, variant: str) -> tuple[int, ...]:
@@ -214,42 +205,6 @@ def scoring(
     return scorings[folder]
 
 
-def overridden(config: ConfigDict, axis: str, name: str) -> ConfigDict:
-    """A copy of `config` with the settings that `study.AXIS.NAME` holds, if any; those of one family are left out."""
-    own = config.study[axis].get(name, ConfigDict()).to_dict()
-    return updated(config, {k: v for k, v in own.items() if k not in TASKS}, f"study.{axis}.{name}")
-
-
-def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of `config` with nested `changes`. Raises UserError for a setting that does not exist or does not fit."""
-    c = copy.deepcopy(config)
-    known = flatten_dict(without_study(config).to_dict(), sep=".")
-    for key, value in flatten_dict(dict(changes), sep=".").items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {where}.{near[0]}?" if near else "see configs/default.py for all settings"
-            raise UserError(f"{where}.{key} is not a setting; {hint}")
-        try:
-            c.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{where}.{key} is {value!r}; {str(error).splitlines()[0]}") from None
-    return c
-
-
-def without_study(config: ConfigDict) -> ConfigDict:
-    """A copy without the settings of the study itself: those of one run."""
-    c = copy.deepcopy(config)
-    with c.unlocked():  # the command line locks a config against typos
-        if "study" in c:
-            del c.study
-    return c
-
-
-def start_name(path: str) -> str:
-    """A name for the start encoder of a study that names none."""
-    return pathlib.Path(path).name or "random"
-
-
 def shard(grid: Grid, text: str) -> tuple[Run, ...]:
     """The runs of shard 'i/n', all for ''. An average is in the shard of its parts; the rest is dealt out in turn."""
     if not text:
@@ -264,9 +219,3 @@ def shard(grid: Grid, text: str) -> tuple[Run, ...]:
             together.remove(group)
         together.append([*(r for group in joined for r in group), run])
     return tuple(run for group in together[int(i) - 1 :: int(n)] for run in group)
-
-
-def settings_of(config: ConfigDict, axis: str, name: str) -> dict[str, Any]:
-    """Dotted setting -> value that `name` changes, as JSON."""
-    own = config.study[axis].get(name, ConfigDict()).to_dict()
-    return json.loads(json.dumps(flatten_dict(own, sep=".")))

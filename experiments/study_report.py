@@ -19,11 +19,11 @@ def report(content: Content) -> list[str]:
         "Scores in percent on test rows (where a title says so, on development rows, and no test was scored), mean "
         "over tasks; ± is the standard deviation over fine-tuning seeds, in brackets that over pre-finetuning seeds. "
         "Differences in points with 95 % intervals from a paired bootstrap over tasks, pre-finetuning seeds and "
-        "fine-tuning seeds, which say little where these are few; * where Wilcoxon's signed-rank test over tasks agrees, "
-        "adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal shape "
-        "downstream: a variant with another LoRA is compared with references that were scored with that LoRA; its "
-        "differences, but not its own scores, can be read against theirs. Training rows are the same for all variants "
-        "and seeds."
+        "fine-tuning seeds, which say little where these are few; * where Wilcoxon's signed-rank test over tasks "
+        "agrees, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal "
+        "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; "
+        "its differences, but not its own scores, can be read against theirs. Training rows are the same for all "
+        "variants and seeds."
     )
     lines = ["# Study", "", about, ""]
     if counts["done"] < counts["all"]:
@@ -43,12 +43,18 @@ def places(content: Content) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for r in content["results"]:
         groups.setdefault((r["start"], r["mode"], r["fraction"]), []).append(r)
-    for (start, mode, fraction), found in groups.items():
-        recipe = content["modes"][mode]
-        rows = f"{recipe['shots']} shots" if recipe["shots"] else f"{100 * fraction:g} % of the labels"
+    for found in groups.values():
+        recipe = content["modes"][found[0]["mode"]]
         limit = f", at most {recipe['limit']:,} rows" if recipe["limit"] else ""
         split = ", development rows" if recipe["split"] == "dev" else ""
-        yield f"{start}: mode {mode}, {rows}{limit}{split}", found
+        yield f"{place(content, found[0])}{limit}{split}", found
+
+
+def place(content: Content, part: Mapping[str, Any]) -> str:
+    """Start, mode and labels of a result, claim or front."""
+    shots = content["modes"][part["mode"]]["shots"]
+    labels = f"{shots} shots" if shots else f"{100 * part['fraction']:g} % of the labels"
+    return f"{part['start']}, {part['mode']}, {labels}"
 
 
 def main_tables(content: Content) -> list[str]:
@@ -71,7 +77,7 @@ def main_tables(content: Content) -> list[str]:
 def claims(content: Content) -> list[str]:
     """The paper's claims beside ours."""
     rows = [
-        [c["claim"], c["paper"], f"{c['start']}, {c['mode']}, {100 * c['fraction']:g} %", SCORE[c["family"]],
+        [c["claim"], c["paper"], place(content, c), SCORE[c["family"]],
          _with_interval(c), f"{c['p_holm']:.3f}", f"**{c['verdict']}**"]
         for c in content["claims"]
     ]  # fmt: skip
@@ -90,9 +96,8 @@ def fronts(content: Content) -> list[str]:
     """Each strategy's variants that no other of it beats in both families."""
     rows = []
     for f in content["fronts"]:
-        place = f"{f['start']}, {f['mode']}, {100 * f['fraction']:g} %"
         area = f"{1e4 * f['area']:.2f}"
-        rows.append([place, f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["best"], area])
+        rows.append([place(content, f), f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["best"], area])
     header = ["place", "strategy", "variants", "front", "highest sum", "area, points squared"]
     return markdown("Gains over none in NER and TC, at equal capacity", header, rows)
 
@@ -112,7 +117,7 @@ def curves(content: Content) -> list[str]:
         rows = [
             [v, *(_score(at[start, mode, family, v, f]) for f in content["fractions"])] for v in content["variants"]
         ]
-        lines += markdown(f"{start}: mode {mode}, {SCORE[family]}", header, rows)
+        lines += markdown(f"{start}, {mode}: {SCORE[family]}", header, rows)
     return lines
 
 

@@ -1,5 +1,6 @@
 """The study: its grid and shards, continuing after a stop, failures, the claims, and equal capacity downstream."""
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -70,6 +71,10 @@ def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
     assert by_name["naive_pcgrad-seed3"].config.aggregator == "pcgrad"
     assert by_name["naive_pcgrad-seed3"].config.seed == 3
     assert all("study" not in r.config for r in grid.runs)
+    # An average without settings of its own is of the individual encoders as they are set.
+    c.study.variant.individual = {"tc": {"optimizer": {"steps": 5}}}
+    by_name = {r.folder.removeprefix("random/"): r for r in study_grid.expand(c).runs}
+    assert [p.config.optimizer.steps for p in by_name["averaged-seed0"].parts] == [3, 5]
 
 
 def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
@@ -197,7 +202,7 @@ def whole(runnable: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return workdir
 
 
-def test_files_of_a_study(whole: Path) -> None:
+def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     content = assert_valid(whole / "study.json", "study")
     assert content["cells"] == {"all": 24, "done": 24, "failed": 0, "missing": 0} and not content["failed"]
     for r in content["results"]:
@@ -206,6 +211,11 @@ def test_files_of_a_study(whole: Path) -> None:
     (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("averaged", "tc", 0.5))
     scores = json.loads((whole / "random/averaged-seed0/downstream/probe-0.5-tc/scores.json").read_text())
     assert one["mean"] == pytest.approx(scores["average"]["tc"]) and scores["start"]["strategy"] == "averaged"
+    changed = copy.deepcopy(runnable)
+    changed.study.variant.individual = {"optimizer": {"backbone_lr": 1e-6}}
+    for c, done in ((runnable, True), (changed, False)):
+        one = study_grid.expand(c).runs[1]
+        assert bool(prefinetune.finished(one.config, whole / one.folder)) == done
     costs = {c["variant"]: c for c in content["costs"]}
     assert [costs[v]["backbones"] for v in ("none", "individual", "averaged")] == [1, 2, 1]
     assert costs["individual"]["train_tokens"] == costs["averaged"]["train_tokens"] != {}
