@@ -115,10 +115,12 @@ def get_config() -> ConfigDict:
     c.conflict.representations.seed = 0  # of what is drawn
 
     c.downstream = ConfigDict()
-    c.downstream.mode = "adapter"  # adapter (LoRA + linear head), probe (linear head), full
+    c.downstream.mode = "adapter"  # adapter (LoRA + linear head), probe (linear head), full, mteb (texts only)
     c.downstream.ner = ()  # tasks: folders with train, test and perhaps dev
     c.downstream.tc = ()
     c.downstream.fraction = 1.0  # of the training labels
+    c.downstream.shots = 0  # instead, so many of each label, and of entities of each type; 0: as the fraction says
+    c.downstream.split = "test"  # scored; or 'dev', to choose settings: the set's dev file, else a tenth of train
     c.downstream.limit = 0  # training rows at most, after the fraction; 0: all
     c.downstream.cache_mb = 1024  # of a frozen backbone's activations kept; a larger task computes them anew
     c.downstream.steps = 300
@@ -127,5 +129,5 @@ def get_config() -> ConfigDict:
     c.downstream.lora_lr = 1e-3
     c.downstream.head_lr = 5e-3
     c.downstream.backbone_lr = 5e-5  # mode full
-    c.downstream.seeds = (0,)
+    c.downstream.seeds = (0,)  # mode mteb: numbers of the draws
     return c

@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+import string
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
 from jaxprefit.nonfinite import POLICIES
 from jaxprefit.surgery import SCOPES
+
+_NAME = set(string.ascii_letters + string.digits + "_-")  # of a study's parts, which name folders
 
 EXHAUSTION = ("repeat", "stop")
 
@@ -70,6 +73,7 @@ AT_LEAST = {
     "conflict.representations.seed": 0,
     "downstream.steps": 1,
     "downstream.batch_size": 1,
+    "downstream.shots": 0,
     "downstream.limit": 0,
     "downstream.cache_mb": 0,
     "downstream.lora_lr": 0,
@@ -87,6 +91,7 @@ CHOICES = {
     "data.mlm.exhaustion": EXHAUSTION,
     "data.mlm.masking": MASKINGS,
     "run.nonfinite": POLICIES,
+    "downstream.split": ("test", "dev"),
 }
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
 
@@ -146,6 +151,19 @@ def check(config: ConfigDict) -> None:
         seeds = _get(config, key)
         if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
             raise UserError(f"{key} is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
+
+
+def check_study(config: ConfigDict) -> None:
+    """Raises UserError for seeds, fractions or names of a study; the settings of its runs are for `check`."""
+    s = config.study
+    if not all(isinstance(seed, int) and seed >= 0 for seed in s.seeds):
+        raise UserError(f"study.seeds is {tuple(s.seeds)}; it must hold whole numbers from 0, as (0,1)")
+    if not all(0 < fraction <= 1 for fraction in s.fractions):
+        raise UserError(f"study.fractions is {tuple(s.fractions)}; each must be above 0 and at most 1")
+    for key in ("starts", "variants", "modes"):
+        names = s[key]
+        if bad := [n for n in names if not (isinstance(n, str) and n and not set(n) - _NAME)]:
+            raise UserError(f"study.{key} has {bad[0]!r}; a name has letters, digits, '_' and '-'")
 
 
 def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> None:

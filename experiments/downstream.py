@@ -4,11 +4,13 @@ python -m experiments.downstream --config=configs/minilm.py --checkpoint=runs/ta
     --workdir=runs/task_primary_scores --config.data.root=DIR
 
 Per task a linear head with a LoRA on the frozen backbone (downstream.mode=adapter; it starts from the family's LoRA),
-a linear head alone (probe), or full fine-tuning (full). --checkpoint is a run's workdir, one of its steps, or a
-Hugging Face directory. Writes WORKDIR/scores.json, and under WORKDIR/cells one file per finished task and seed with its
-scores and predictions; the same command continues where it was stopped. A cell that fails does not stop the rest.
+a linear head alone (probe), full fine-tuning (full), or for texts MTEB's logistic regression (mteb). --checkpoint is a
+run's workdir, one of its steps, or a Hugging Face directory. Writes WORKDIR/scores.json, and under WORKDIR/cells one
+file per finished task and seed with its scores and predictions; the same command continues where it was stopped. A cell
+that fails does not stop the rest. downstream.split=dev scores development rows instead of the test.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,6 +18,7 @@ import pathlib
 import sys
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -27,10 +30,10 @@ from configs.datasets import DATASETS
 from experiments import wiring
 from experiments.checks import check
 from jaxprefit import cli, lora
-from jaxprefit.data import sources
+from jaxprefit.data import mixture, sources
 from jaxprefit.data.registry import resolve
-from jaxprefit.downstream import cells
-from jaxprefit.downstream.finetune import FinetuneConfig, TaskData, finetune
+from jaxprefit.downstream import cells, mteb, rows
+from jaxprefit.downstream.finetune import MTEB, FinetuneConfig, TaskData, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
@@ -51,8 +54,14 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     return content
 
 
-def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model, checkpoint: str) -> dict[str, Any]:
-    """As `run`, for a model in memory."""
+def score_model(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    model: jaxprefit.Model,
+    checkpoint: str,
+    progress: GridProgress | None = None,
+) -> dict[str, Any]:
+    """As `run`, for a model in memory; as part of a larger grid, whose `progress` is shown instead of a table."""
     check(config)
     c = config.downstream
     cfg = recipe(config)
@@ -63,44 +72,52 @@ def score_model(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Mode
     if c.mode == "adapter":
         spec.validate(model.config)
     own = model.meta["config"]["lora"] if model.adapters else {}
-    given = json.loads(json.dumps(config.lora.to_dict()))
-    if c.mode == "adapter" and own and own != given:
+    described = description(config)
+    if c.mode == "adapter" and own and own != described["lora"]:
         raise UserError(
             f"config.lora differs from the LoRA of {checkpoint}, {own}; give the same, to compare like with like"
         )
     tasks = load_tasks(config, workdir, model)
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
-    settled = {k: v for k, v in c.to_dict().items() if k not in NOT_RECIPE}
-    settings = json.loads(json.dumps({"start": start, "downstream": settled | arithmetic, "lora": given}))
     weights = fingerprint(model.params)
     files = {}
     for data in tasks:
         # A finished cell is used again only for the same weights, recipe and rows.
-        identity = [settled | arithmetic, given, weights, data.train.directory.name, data.test.directory.name]
+        identity = [*described.values(), weights, data.train.fingerprint, data.test.fingerprint]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         for seed in c.seeds:
             files[data.name, seed] = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
-    failed = run_cells(model, tasks, list(c.seeds), spec, cfg, files)
+    with contextlib.nullcontext(progress) if progress else GridProgress(len(files)) as shown:
+        failed = run_cells(model, tasks, list(c.seeds), spec, cfg, files, shown)
     results = []
     for data in tasks:
         if done := [file for seed in c.seeds if (file := files[data.name, seed]).exists()]:
             results.append(summary(data, [cells.read(file) for file in done]))
             results[-1]["cells"] = [str(file.relative_to(workdir)) for file in done]
     content = {
-        "schema": "jaxprefit.scores", "version": SCORES_VERSION, **settings, "tasks": results, "failed": failed,
-        "average": {f: average(f, tasks, results, failed) for f in MAIN_SCORE},
+        "schema": "jaxprefit.scores", "version": SCORES_VERSION, "start": start, **described, "tasks": results,
+        "failed": failed, "average": {f: average(f, tasks, results, failed) for f in MAIN_SCORE},
     }  # fmt: skip
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "scores.json", content)
-    print_table(content)
+    if not progress:
+        print_table(content)
     return content
+
+
+def description(config: ConfigDict) -> dict[str, Any]:
+    """What scores.json says of how they are taken, as JSON: 'downstream' and 'lora'."""
+    settled = {k: v for k, v in config.downstream.to_dict().items() if k not in NOT_RECIPE}
+    arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
+    described: dict[str, Any] = {"downstream": settled | arithmetic, "lora": config.lora.to_dict()}
+    return json.loads(json.dumps(described))
 
 
 def recipe(config: ConfigDict) -> FinetuneConfig:
     """The config's recipe. Raises UserError for a mode that does not exist."""
     c = config.downstream
     cfg = FinetuneConfig(
-        c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr, c.limit, c.cache_mb
+        c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr, c.limit, c.cache_mb, c.shots
     )
     cfg.validate()
     return cfg
@@ -113,27 +130,35 @@ def run_cells(
     spec: lora.LoraSpec,
     cfg: FinetuneConfig,
     files: dict[tuple[str, int], pathlib.Path],
+    progress: GridProgress,
 ) -> list[dict[str, Any]]:
     """Runs the cells that have no file yet, and returns those that failed, with the reason."""
     failed = []
-    with GridProgress(len(files), sum(file.exists() for file in files.values())) as progress:
-        for data in tasks:
-            missing = [seed for seed in seeds if not files[data.name, seed].exists()]
-            if not missing:
-                continue
-            progress.begin(data.name, cfg.steps, len(missing))
-            try:
+    progress.skip(sum(file.exists() for file in files.values()))
+    for data in tasks:
+        missing = [seed for seed in seeds if not files[data.name, seed].exists()]
+        if not missing:
+            continue
+        progress.begin(data.name, len(missing) if cfg.mode == MTEB else cfg.steps, len(missing))
+        made: dict[int, cells.Cell | UserError]
+        try:
+            if cfg.mode == MTEB:
+                found = mteb.classify(model, data, cfg, missing, progress.step)
+            else:
                 found = finetune(model, data, spec, cfg, missing, progress.step)
-                made = {seed: cells.make(data, seed, found) for seed in missing}
-            except UserError as error:
-                made = dict.fromkeys(missing, error)
-            for seed, cell in made.items():
-                if isinstance(cell, UserError):
-                    failed.append({"task": data.name, "seed": seed, "reason": str(cell)})
-                    print(f"{data.name} seed {seed} failed: {cell}", file=sys.stderr)
-                else:
-                    cells.write(files[data.name, seed], cell)
-            progress.end()
+            made = {seed: cells.make(data, seed, found) for seed in missing}
+        except UserError as error:
+            made = dict.fromkeys(missing, error)
+        except jax.errors.JaxRuntimeError as error:  # out of memory, say; another task may fit
+            reason = f"task '{data.name}': {str(error).splitlines()[0]}"
+            made = dict.fromkeys(missing, UserError(reason))
+        for seed, cell in made.items():
+            if isinstance(cell, UserError):
+                failed.append({"task": data.name, "seed": seed, "reason": str(cell)})
+                print(f"{data.name} seed {seed} failed: {cell}", file=sys.stderr)
+            else:
+                cells.write(files[data.name, seed], cell)
+        progress.end()
     return failed
 
 
@@ -178,13 +203,28 @@ def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
         )
     for family, cls in TASKS.items():
         for name in resolve(config.downstream[family], cls.kind, DATASETS):
-            train, test = (sources.prepare(name, cls.kind, config.data.root, cache, split=s) for s in ("train", "test"))
-            check_labels(name, train, test)
-            task = cls.create({"max_length": longest}, [train], model.tokenizer)
-            tasks.append(TaskData(name.partition("?")[0].replace(":", "_"), family, task, train, test))
+            train, test = task_rows(name, cls.kind, config, cache)
+            check_labels(name, train.data, test.data)
+            task = cls.create({"max_length": longest}, [train.data], model.tokenizer)
+            tasks.append(TaskData(task_name(name), family, task, train, test))
     if not tasks:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
     return tasks
+
+
+def task_name(source: str) -> str:
+    """The name of the task that a source's short string describes, in files and tables."""
+    return source.partition("?")[0].replace(":", "_")
+
+
+def task_rows(name: str, kind: str, config: ConfigDict, cache: str) -> tuple[mixture.Rows, mixture.Rows]:
+    """(rows to train on, rows to score), the second of the split that downstream.split names."""
+    split, root = config.downstream.split, config.data.root
+    train = sources.prepare(name, kind, root, cache, split="train")
+    if split == "dev" and not sources.has_development_rows(name, kind, root):
+        return rows.cut_development(train)
+    scored = sources.prepare(name, kind, root, cache, split=split)
+    return mixture.Rows(train, range(len(train))), mixture.Rows(scored, range(len(scored)))
 
 
 def print_table(content: dict[str, Any]) -> None:

@@ -19,13 +19,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
 from experiments import wiring
 from jaxprefit import cli, loop, train
-from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.checkpoints import PLACES, Checkpoints
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked, write_json, write_text
 from jaxprefit.optim import Flat
@@ -109,6 +110,19 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary
+
+
+def finished(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The summary in `workdir` where a run of this config has ended there, else None. Nothing is built or compiled.
+
+    Whether data files have changed since is not looked at; `run` would refuse them.
+    """
+    if not ((workdir / "summary.json").exists() and (workdir / "config.json").exists()):
+        return None
+    then = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    before, now = (flatten_dict(wiring.saved_config(c), sep=".") for c in (then, config))
+    same = all(before.get(key) == now.get(key) for key in before.keys() | now.keys() if key not in PLACES)
+    return json.loads((workdir / "summary.json").read_text(encoding="utf-8")) if same else None
 
 
 class Curve:

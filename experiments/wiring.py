@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -299,14 +298,8 @@ def saved_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
-    """Trained family -> source -> the cache folder's name, which holds a hash of the source's content and settings,
-    and a checksum of the rows where some are left out."""
-
-    def fingerprint(rows: mixture.Rows) -> str:
-        some = "" if isinstance(rows.numbers, range) else f"-{zlib.crc32(np.asarray(rows.numbers).tobytes()):08x}"
-        return rows.data.directory.name + some
-
-    return {f: {name: fingerprint(rows) for name, rows in run.data[f].train} for f in run.setup.families}
+    """Trained family -> source -> `mixture.Rows.fingerprint`."""
+    return {f: {name: rows.fingerprint for name, rows in run.data[f].train} for f in run.setup.families}
 
 
 def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:

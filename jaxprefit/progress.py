@@ -1,9 +1,10 @@
 """Progress of a training run or of a grid of small ones: a bar on a terminal, a line now and then elsewhere."""
 
+import contextlib
 import datetime
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -52,10 +53,14 @@ class TrainingProgress:
 
 
 class GridProgress:
-    """Cells done of a grid and ETA, with the steps of the cells under way, on standard error."""
+    """Cells done of a grid and ETA, with the steps of the cells under way, on standard error.
 
-    def __init__(self, cells: int, done: int):
-        self.cells, self.done, self.start = cells, done, done
+    Cells may need encoders that are trained first: the ETA adds up what is left of both at the pace of each so far.
+    """
+
+    def __init__(self, cells: int, trainings: int = 0):
+        self.cells, self.done, self.computed = cells, 0, 0
+        self.trainings, self.trained, self.training_seconds = trainings, 0, 0.0
         self.began = self.shown = time.perf_counter()
         console = rich.console.Console(stderr=True)
         self.bar = rich.progress.Progress(
@@ -63,13 +68,11 @@ class GridProgress:
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[text]}"),
             rich.progress.TimeElapsedColumn(),
-            rich.progress.TextColumn("ETA"),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TextColumn("ETA {task.fields[eta]}"),
             console=console,
             disable=not console.is_terminal,
-            speed_estimate_period=600,  # cells differ in length
         )
-        self.task = self.bar.add_task("", total=cells, completed=done, text="")
+        self.task = self.bar.add_task("", total=cells, text="", eta="-")
 
     def __enter__(self) -> "GridProgress":
         self.bar.start()
@@ -77,6 +80,24 @@ class GridProgress:
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+    @contextlib.contextmanager
+    def training(self, name: str) -> Iterator[None]:
+        """While an encoder is trained, whose own progress is shown instead."""
+        self.bar.stop()  # a terminal shows one bar at a time
+        place = f"encoder {self.trained + 1}/{self.trainings}, cell {self.done}/{self.cells}"
+        print(f"{place}  {name}  ETA {self.eta()}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.training_seconds += time.perf_counter() - began
+            self.trained += 1
+            self.bar.start()
+
+    def no_training(self) -> None:
+        """An encoder that the plan counted is there already."""
+        self.trainings -= 1
 
     def begin(self, name: str, steps: int, cells: int) -> None:
         """So many cells of the task `name` start together."""
@@ -89,11 +110,24 @@ class GridProgress:
 
     def end(self) -> None:
         """The cells under way are finished, or have failed."""
-        self.done += self.together
-        self.bar.update(self.task, completed=self.done)
+        self.computed += self.together
+        self.skip(self.together)
         now = time.perf_counter()
         if self.bar.disable and now - self.shown > QUIET_SECONDS:
-            left = (now - self.began) / (self.done - self.start) * (self.cells - self.done)
-            eta = datetime.timedelta(seconds=round(left))
-            print(f"cell {self.done}/{self.cells}  {self.name}  ETA {eta}", file=sys.stderr, flush=True)
+            print(f"cell {self.done}/{self.cells}  {self.name}  ETA {self.eta()}", file=sys.stderr, flush=True)
             self.shown = now
+
+    def skip(self, cells: int) -> None:
+        """So many cells are there already, or cannot be computed."""
+        self.done += cells
+        self.bar.update(self.task, completed=self.done, eta=self.eta())
+
+    def eta(self) -> str:
+        """Hours, minutes and seconds left; '-' before there is any pace."""
+        in_cells = time.perf_counter() - self.began - self.training_seconds
+        known = [(self.cells - self.done, in_cells, self.computed)]
+        known += [(self.trainings - self.trained, self.training_seconds, self.trained)]
+        if any(left > 0 and not number for left, _, number in known):
+            return "-"
+        left = sum(left * seconds / number for left, seconds, number in known if left > 0)
+        return str(datetime.timedelta(seconds=round(left)))

@@ -21,19 +21,20 @@ from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.encode import pad_ids
 from jaxprefit.data.packing import Layout, packed
-from jaxprefit.downstream import batches, cells, seeds
+from jaxprefit.downstream import batches, cells, mteb, seeds
 from jaxprefit.downstream.evaluate import ill_formed, ner_scores, tc_scores
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.finetune import (
     MODES,
+    MTEB,
     FinetuneConfig,
     TaskData,
     finetune,
     frozen_layers,
     predict,
     start_params,
-    subset,
 )
+from jaxprefit.downstream.rows import subset
 from jaxprefit.downstream.tasks import IGNORE, TASKS, LabellingTask, TaggingTask, check_labels
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
@@ -253,6 +254,20 @@ def test_a_plain_encoder_gets_a_fresh_adapter_of_the_given_shape(
 
 def config(mode: str, steps: int = 60) -> FinetuneConfig:
     return FinetuneConfig(mode, steps, 16, 1.0, lora_lr=1e-2, head_lr=5e-2, backbone_lr=2e-3)
+
+
+def test_mteb_classifies_texts_from_frozen_vectors(model: Model, tasks: dict[str, TaskData]) -> None:
+    cfg = dataclasses.replace(config(MTEB), shots=8)
+    found = mteb.classify(model, tasks["tc"], cfg, (0, 1), lambda _: None)
+    cells_ = [cells.make(tasks["tc"], draw, found) for draw in (0, 1)]
+    assert found.train_rows == 24 and not found.unseen
+    assert all(cell.scores["accuracy"] > 0.6 for cell in cells_), cells_  # 0.33 by chance
+    assert cells_[0].predictions != cells_[1].predictions
+    text = tasks["tc"].test[0]
+    (vector,) = mteb.text_vectors(model, tasks["tc"], [text])
+    np.testing.assert_allclose(vector, model.encode([text["text"]], "tc", 32).sentence[0], atol=1e-5)
+    with pytest.raises(UserError, match="leave downstream.ner empty"):
+        mteb.classify(model, tasks["ner"], cfg, (0,), lambda _: None)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,7 +25,7 @@ from jaxprefit.downstream.finetune import (
     TaskData,
     finetune,
     start_params,
-    subset,
+    training_rows,
 )
 from jaxprefit.encoder import Encoder
 from jaxprefit.errors import UserError
@@ -79,7 +79,7 @@ def plain(model: Model, data: TaskData, spec: lora.LoraSpec, cfg: FinetuneConfig
     state = put_state(mesh, jax.tree.map(jax.numpy.array, train.init_state(params, tx)))
     setup = train.Setup(Encoder(model.config), {"task": data.task}, strategy, {}, spec.dropout)
     step = train.make_step(setup, tx, cfg.optimizer, surgery.get("sum"), mesh, step_key)
-    rows = subset(len(data.train), cfg.fraction, cfg.limit)
+    rows = training_rows(data, cfg)
     examples = [data.task.encode_record(data.train[int(i)]) for i in rows]
     length = _up(max(len(e["ids"]) for e in examples))
     for texts in batches.epochs(len(examples), cfg.batch_size, cfg.steps, seed):

@@ -1,6 +1,7 @@
 """One family's stream of batches: its sources, shuffled and mixed by shares, in packed rows, through Grain."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,13 @@ class Rows:
 
     def __getitem__(self, index: int) -> dict:
         return self.data[int(self.numbers[index])]
+
+    @property
+    def fingerprint(self) -> str:
+        """The cache folder's name, which holds a hash of the source's content and settings, and a checksum of the rows'
+        numbers where some rows are left out."""
+        some = "" if isinstance(self.numbers, range) else f"-{zlib.crc32(np.asarray(self.numbers).tobytes()):08x}"
+        return self.data.directory.name + some
 
 
 def split_held_out(rows: Rows, held_out: int) -> tuple[Rows, Rows]:

@@ -79,6 +79,15 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
     return prepared
 
 
+def has_development_rows(text: str, kind: str, root: str) -> bool:
+    """Whether the source is generated, or a folder with a file of a split named dev. Of TFDS and the hub: never."""
+    address, options = _parse(text, kind)
+    if address.startswith("generated:"):
+        return "split" not in options
+    folder = pathlib.Path(_under(root, address))
+    return "split" not in options and folder.is_dir() and any(name.startswith("dev.") for name in os.listdir(folder))
+
+
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
     address, _, query = text.partition("?")
     known = [*_OPTIONS, *KINDS[kind].fields, *KINDS[kind].optional, *(["names"] if kind == "ner" else [])]

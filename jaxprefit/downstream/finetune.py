@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from jaxprefit import lora, optim, train
-from jaxprefit.data.builders import Prepared
+from jaxprefit.data.mixture import Rows
 from jaxprefit.data.packing import Layout, packed
-from jaxprefit.downstream import batches, seeds
+from jaxprefit.downstream import batches, rows, seeds
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.tasks import Task
 from jaxprefit.errors import UserError
@@ -27,6 +27,9 @@ MODES: dict[str, Strategy] = {
     "full": Strategy("full", (("backbone", ("task",)), _HEAD)),
 }
 
+MTEB = "mteb"
+"""A further mode, which trains no part of the encoder: `mteb.py`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneConfig:
@@ -41,11 +44,18 @@ class FinetuneConfig:
     backbone_lr: float  # mode full only
     limit: int = 0  # training rows at most, after the fraction; 0: all
     cache_mb: int = 1024  # of frozen activations kept in memory; beyond it they are computed at each step
+    shots: int = 0  # of each class, instead of a fraction; 0: as the fraction says
 
     def validate(self) -> None:
-        """Raises UserError for a mode that does not exist."""
-        if self.mode not in MODES:
-            raise UserError(f"downstream.mode is '{self.mode}'; choose from {', '.join(MODES)}")
+        """Raises UserError for a mode that does not exist, and for two ways of choosing rows at once."""
+        if self.mode not in (*MODES, MTEB):
+            raise UserError(f"downstream.mode is '{self.mode}'; choose from {', '.join((*MODES, MTEB))}")
+        if self.mode == MTEB and not self.shots:
+            raise UserError("downstream.shots is 0; downstream.mode=mteb draws so many rows of each label, usually 8")
+        if self.shots and (self.fraction < 1 or self.limit):
+            raise UserError(
+                f"downstream.shots is {self.shots}; with shots downstream.fraction must be 1 and downstream.limit 0"
+            )
 
     @property
     def optimizer(self) -> optim.OptimizerConfig:
@@ -66,8 +76,8 @@ class TaskData:
     name: str
     family: str  # 'ner' or 'tc'
     task: Task
-    train: Prepared
-    test: Prepared
+    train: Rows
+    test: Rows  # the rows it is scored on
 
 
 Predictions = list[list[int]]
@@ -83,10 +93,11 @@ class Finetuned:
     unseen: tuple[str, ...]  # classes of the head that none of those rows has
 
 
-def subset(rows: int, fraction: float, limit: int = 0) -> np.ndarray:
-    """Indices of the training rows used: nested over fractions and limits, equal for every seed and strategy."""
-    number = max(1, round(rows * fraction))
-    return np.random.default_rng(0).permutation(rows)[: min(number, limit or number)]
+def training_rows(data: TaskData, cfg: FinetuneConfig) -> np.ndarray:
+    """Indices of the training rows that the recipe uses."""
+    if cfg.shots:
+        return rows.shots([data.train[i] for i in range(len(data.train))], cfg.shots)
+    return rows.subset(len(data.train), cfg.fraction, cfg.limit)
 
 
 def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, key: jax.Array) -> train.Params:
@@ -130,8 +141,9 @@ def finetune(
     The same rows make each batch whatever the other seeds are, so that a seed's result does not depend on them beyond
     rounding.
     """
-    rows = subset(len(data.train), cfg.fraction, cfg.limit)
-    examples = [data.task.encode_record(data.train[int(i)]) for i in rows]
+    examples = [data.task.encode_record(data.train[int(i)]) for i in training_rows(data, cfg)]
+    if not examples:
+        raise UserError(f"task '{data.name}': no training row fits downstream.shots, {cfg.shots}; take more shots")
     keys = [jax.random.split(jax.random.key(seed)) for seed in chosen]  # of the start, of dropout
     starts = [start_params(model, data, spec, cfg.mode, key) for key, _ in keys]
     layer = frozen_layers(starts[0], cfg.mode, model.config.num_layers)

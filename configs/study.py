@@ -1,0 +1,58 @@
+r"""The study: strategies and controls from one or several start encoders, over twenty-one downstream tasks.
+
+python -m experiments.study --workdir=runs/study --config.model.path=DIR --config.data.root=DIR
+
+Size and rates are for two CPU cores and a small encoder. Everything is one tuple of names to change:
+--config.study.variants="('none','naive','task_primary')".
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import objectives
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    # A pre-finetuning step holds a batch of each family, so that equal steps are equal tokens per family; these
+    # encoders have twice the steps: the tokens of both families together.
+    "individual_double": {"strategy": "individual", "optimizer": {"steps": 1200, "warmup_steps": 120}},
+    "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
+    "naive_cagrad": {"strategy": "naive", "aggregator": "cagrad"},
+    "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},
+    "naive_tc2": {"strategy": "naive", "data": {"tc": {"loss_weight": 2.0}}},
+    "naive_lr2": {"strategy": "naive", "optimizer": {"backbone_lr": 1e-3}},
+    "task_primary_ner2": {"strategy": "task_primary", "data": {"ner": {"loss_weight": 2.0}}},
+    "task_primary_tc2": {"strategy": "task_primary", "data": {"tc": {"loss_weight": 2.0}}},
+    "task_primary_lr2": {"strategy": "task_primary", "optimizer": {"backbone_lr": 1e-3}},
+    "task_primary_lora2": {"strategy": "task_primary", "optimizer": {"lora_lr": 4e-3}},
+    "task_primary_rank4": {"strategy": "task_primary", "lora": {"rank": 4, "alpha": 8.0}},
+    "task_primary_rank64": {"strategy": "task_primary", "lora": {"rank": 64, "alpha": 128.0}},
+    "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
+    "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
+    "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
+}
+
+
+def get_config() -> ConfigDict:
+    c = objectives.get_config()
+    del c.individual
+    c.optimizer.steps, c.optimizer.warmup_steps = 600, 60
+    c.optimizer.backbone_lr, c.optimizer.lora_lr = 5e-4, 2e-3
+    s = c.study = ConfigDict()
+    s.starts = ()  # names in study.start; empty: model.path alone
+    s.variants = (
+        "none", "individual", "naive", "task_primary", "shared_lora", "frozen_lora", "averaged", "naive_pcgrad",
+        "naive_cagrad", "individual_double",
+    )  # fmt: skip
+    s.modes = ("adapter", "probe")  # of downstream.mode, or names in study.mode
+    s.fractions = (0.1, 1.0)  # of the training labels, nested
+    s.seeds = (0,)  # of pre-finetuning; those of fine-tuning are downstream.seeds
+    # What differs from the config, by name: study.start.minilm.model.path, say.
+    s.start = ConfigDict()
+    s.variant = ConfigDict(VARIANTS)
+    s.mode = ConfigDict({
+        "mteb": {"downstream": {"mode": "mteb", "shots": 8, "limit": 0, "seeds": tuple(range(10))}},
+        "adapter_5shot": {"downstream": {"mode": "adapter", "shots": 5, "limit": 0}},
+    })  # fmt: skip
+    c.downstream.limit = 5000
+    return c

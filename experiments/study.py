@@ -1,0 +1,107 @@
+r"""A study: strategies and controls from several start encoders, over all downstream tasks, as one grid of small runs.
+
+python -m experiments.study --workdir=runs/study --config.model.path=DIR --config.data.root=DIR
+
+start encoders x variants x pre-finetuning seeds x tasks x modes x label fractions x fine-tuning seeds, all from one
+config (configs/study.py; what the names in it mean: experiments/study_grid.py). Can be stopped at any moment; the same
+command continues, and no finished run or cell is done again. A run or cell that fails is shown with its reason, and the
+rest goes on. --shard=2/4 does the second of four parts of the encoders, each with all its cells, on a machine of its
+own; with the parts' workdirs copied into one, the command without --shard puts together what is there.
+
+Writes WORKDIR/study.json, and study.md with plots (*.png) beside it: the main table with intervals, per-task scores,
+label fractions, costs, and the paper's claims, each marked by the statistics.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import jaxprefit
+from experiments import downstream, prefinetune, study_collect, study_figures, study_grid, study_report, wiring
+from experiments.checks import check, check_study
+from experiments.study_grid import Grid, Run
+from jaxprefit import cli, html
+from jaxprefit.errors import UserError
+from jaxprefit.files import write_json, write_text
+from jaxprefit.progress import GridProgress
+from jaxprefit.strategies import Strategy
+
+FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory, say
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str, Any]:
+    """Runs what is not there yet of the shard, and returns what study.json holds."""
+    check_study(config)
+    config.data.cache = str(wiring.cache_folder(config, workdir))
+    grid = study_grid.expand(config)
+    for one in grid.runs:  # all of them before the first is trained
+        check(one.config)
+        if not one.parts:
+            wiring.named_families(one.config)
+    for scoring in grid.scorings:
+        check(scoring.config)
+        downstream.recipe(scoring.config)
+    execute(grid, study_grid.shard(grid, shard), workdir)
+    content = study_collect.collect(config, grid, workdir)
+    write_json(workdir / "study.json", content)
+    write_text(workdir / "study.md", "\n".join(study_report.report(content)))
+    for name, figure in study_figures.figures(content).items():
+        (workdir / f"{name}.png").write_bytes(html.png(figure))
+    print("\n".join(study_report.main_tables(content)))
+    counts = content["cells"]
+    print(f"{counts['done']} of {counts['all']} cells done, {counts['failed']} failed; see {workdir / 'study.md'}")
+    if content["failed"]:
+        raise UserError(f"{counts['failed']} cells failed, as told in {workdir / 'study.md'}; the others are done")
+    return content
+
+
+def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
+    """Trains the encoders of `runs` and scores their cells, each where it is not there already."""
+    mine = {one: [s for s in grid.scorings if s.run is one] for one in runs}
+    cells = sum(s.cells for scorings in mine.values() for s in scorings)
+    with GridProgress(cells, sum(not one.parts for one in runs)) as progress:
+        for one, scorings in mine.items():
+            with study_collect.recorded(workdir / one.folder, FAILURES) as outcome:
+                model = encoder(one, workdir, progress)
+            if outcome.failed:
+                print(f"{one.folder} failed: {outcome.failed}", file=sys.stderr)
+                progress.skip(sum(s.cells for s in scorings))
+                continue
+            for scoring in scorings:
+                folder = workdir / scoring.folder
+                with study_collect.recorded(folder, FAILURES) as outcome:
+                    downstream.score_model(scoring.config, folder, model, one.folder, progress)
+                if outcome.failed:
+                    print(f"{scoring.folder} failed: {outcome.failed}", file=sys.stderr)
+                    progress.skip(scoring.cells)
+
+
+def encoder(one: Run, workdir: pathlib.Path, progress: GridProgress) -> jaxprefit.Model:
+    """The run's model, trained where it is not there yet."""
+    if one.parts:
+        for part in one.parts:
+            if reason := study_collect.failure(workdir / part.folder):
+                raise UserError(f"{part.folder}, a part of it, failed: {reason}")
+        return averaged([jaxprefit.load(workdir / part.folder) for part in one.parts])
+    if prefinetune.finished(one.config, workdir / one.folder):
+        progress.no_training()
+    else:
+        with progress.training(one.folder):
+            prefinetune.run(one.config, workdir / one.folder)
+    return jaxprefit.load(workdir / one.folder)
+
+
+def averaged(models: list[jaxprefit.Model]) -> jaxprefit.Model:
+    """The mean of the models' backbones, entry by entry, without adapters (a "model soup", Wortsman et al., 2022)."""
+    mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *(m.backbone for m in models))
+    first = models[0]
+    strategy = Strategy("averaged", (("backbone", ()),))
+    return jaxprefit.Model(first.config, {"backbone": mean}, first.tokenizer, strategy, {"strategy": "averaged"})
+
+
+if __name__ == "__main__":
+    cli.run(run, __doc__ or "", config="configs/study.py", shard="Part of the grid, such as 2/4; empty: all of it.")

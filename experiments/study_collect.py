@@ -1,0 +1,234 @@
+"""What stands in a study's workdir, as the content of study.json: a pure function of the grid and the files."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import downstream, study_claims, study_fronts, study_settings, wiring
+from experiments.study_grid import Entry, Grid, Scoring
+from jaxprefit import lora
+from jaxprefit.downstream import significance
+from jaxprefit.encoder import EncoderConfig
+from jaxprefit.files import write_text
+
+STUDY_VERSION = 1
+
+Table = dict[str, np.ndarray]
+"""Task -> main scores [P, S] by seed of pre-finetuning and of fine-tuning, of the tasks that are complete."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a piece of work ended."""
+
+    failed: str = ""  # the reason
+
+
+@contextlib.contextmanager
+def recorded(folder: pathlib.Path, failures: tuple[type[Exception], ...]) -> Iterator[Outcome]:
+    """Keeps the reason in the folder's failed.txt where its work fails, until it succeeds."""
+    outcome, file = Outcome(), folder / "failed.txt"
+    try:
+        yield outcome
+        file.unlink(missing_ok=True)
+    except failures as error:
+        outcome.failed = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, outcome.failed + "\n")
+
+
+def failure(folder: pathlib.Path) -> str:
+    """The reason why the folder's work failed last; '' if it did not."""
+    file = folder / "failed.txt"
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What is there of one scoring."""
+
+    scores: Mapping[str, Mapping[int, float]]  # task -> seed -> main score
+    rows: Mapping[str, int]  # task -> rows trained on
+    failed: tuple[dict[str, Any], ...]
+
+
+def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, Any]:
+    """The content of study.json. What is not there yet counts as missing."""
+    scored = {s.folder: read(s, workdir) for s in grid.scorings}
+    failed = [cell for s in scored.values() for cell in s.failed]
+    failed += [{"folder": r.folder, "task": None, "seed": None, "reason": failure(workdir / r.folder)}
+               for r in grid.runs if failure(workdir / r.folder)]  # fmt: skip
+    everything = sum(s.cells for s in grid.scorings)
+    done = sum(len(seeds) for s in scored.values() for seeds in s.scores.values())
+    lost = sum(
+        s.cells if failure(workdir / s.run.folder) or failure(workdir / s.folder) else len(scored[s.folder].failed)
+        for s in grid.scorings
+    )
+    results = [result(entry, scored) for entry in grid.entries]
+    adjust(results)
+    s = config.study
+    shapes = {}
+    for (start, _), served in grid.encoders.items():
+        if start not in shapes:
+            first = wiring.start_encoder(next(iter(served.values()))[0].config, wiring.cache_folder(config, workdir))
+            shapes[start] = first.config, sum(leaf.size for leaf in jax.tree.leaves(first.params))
+    return {
+        "schema": "jaxprefit.study",
+        "version": STUDY_VERSION,
+        "starts": {start: study_settings.settings_of(config, "start", start) for start in shapes},
+        "variants": {v: study_settings.settings_of(config, "variant", v) for v in s.variants},
+        "modes": {mode: _recipe(grid, mode) for mode in s.modes},
+        "fractions": list(s.fractions),
+        "seeds": list(s.seeds),
+        "lora": downstream.description(config)["lora"],
+        "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
+        "failed": failed,
+        "results": results,
+        "fronts": study_fronts.fronts(results, {v: study_settings.method(config, v) for v in s.variants}),
+        "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
+                                     lambda e, other: table(e.references[other], scored)),
+        "costs": [cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
+    }  # fmt: skip
+
+
+def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
+    """The scores that stand in the scoring's folder, if they are of its recipe and its run has not failed since."""
+    file = workdir / scoring.folder / "scores.json"
+    reason = failure(workdir / scoring.folder)
+    broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
+    if reason or failure(workdir / scoring.run.folder) or not file.exists():
+        return Scored({}, {}, broken)
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
+        return Scored({}, {}, ())
+    wanted, seeds = {downstream.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
+    entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}
+    scores = {
+        name: {s["seed"]: s[downstream.MAIN_SCORE[t["family"]]] for s in t["seeds"] if s["seed"] in seeds}
+        for name, t in entries.items()
+    }
+    failed = [
+        {"folder": scoring.folder, **cell}
+        for cell in content["failed"]
+        if cell["task"] in wanted and cell["seed"] in seeds
+    ]
+    return Scored(scores, {name: t["trained_rows"] for name, t in entries.items()}, tuple(failed))
+
+
+def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
+    """The tasks of which every cell is there."""
+    out = {}
+    for source in scorings[0].tasks:
+        name = downstream.task_name(source)
+        found = [[scored[s.folder].scores.get(name, {}).get(seed) for seed in s.config.downstream.seeds]
+                 for s in scorings]  # fmt: skip
+        if all(value is not None for line in found for value in line):
+            out[name] = np.asarray(found, float)
+    return out
+
+
+def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
+    """One place of the main table, with its tasks."""
+    mine = table(entry.scorings, scored)
+    whole = len(mine) == len(entry.scorings[0].tasks)
+    first = scored[entry.scorings[0].folder]
+    return {
+        "start": entry.start,
+        "mode": entry.mode,
+        "fraction": entry.fraction,
+        "variant": entry.variant,
+        "family": entry.family,
+        "mean": float(np.mean([*mine.values()])) if whole else None,
+        "deviation": deviations(np.mean([*mine.values()], 0)) if whole else None,
+        "tasks": [
+            {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist()}
+            for name, scores in mine.items()
+        ],
+        "versus": {
+            other: found
+            for other, scorings in entry.references.items()
+            if (found := versus(mine, table(scorings, scored)))
+        },
+    }
+
+
+def deviations(scores: np.ndarray) -> dict[str, float | None]:
+    """Standard deviations of [P, S]: over seeds of pre-finetuning (fine-tuning averaged), and the other way round."""
+    means = {"prefinetuning": scores.mean(1), "finetuning": scores.mean(0)}
+    return {kind: statistics.stdev(m.tolist()) if len(m) > 1 else None for kind, m in means.items()}
+
+
+def versus(mine: Table, other: Table) -> dict[str, Any] | None:
+    """The difference of the means over the tasks that both have, with its interval; None without such a task."""
+    if not (differences := paired(mine, other)).size:
+        return None
+    found = significance.crossed_bootstrap(differences)
+    return {
+        "tasks": len(differences),
+        "difference": found.difference,
+        "interval": [found.low, found.high],
+        "p_value": significance.wilcoxon(differences.mean((1, 2)), np.zeros(len(differences))),
+    }
+
+
+def paired(mine: Table, other: Table) -> np.ndarray:
+    """[T, P, S]: first minus second, on the tasks that both have; an encoder without training has one P for all."""
+    return np.asarray([mine[name] - other[name] for name in mine if name in other])
+
+
+def adjust(results: list[dict[str, Any]]) -> None:
+    """Adds `p_holm`, adjusted over the variants that are compared with one reference in one table and family."""
+    groups: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for r in results:
+        for other, found in r["versus"].items():
+            key = r["start"], r["mode"], r["fraction"], r["family"], other
+            groups.setdefault(key, {})[r["variant"]] = found
+    for group in groups.values():
+        adjusted = significance.holm({variant: found["p_value"] for variant, found in group.items()})
+        for variant, found in group.items():
+            found["p_holm"] = adjusted[variant]
+
+
+def cost(
+    grid: Grid, start: str, variant: str, shape: tuple[EncoderConfig, int], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """What a variant takes to train and to keep on a device: first pre-finetuning seed, float32.
+
+    `shape` is that of the start encoder, and its number of parameters.
+    """
+    served = {one.folder: one for runs in grid.encoders[start, variant].values() for one in runs[:1]}
+    trained = {r.folder: r for one in served.values() for r in (one.parts or (one,))}
+    tokens: dict[str, int] | None = {}
+    for one in trained.values():
+        file = workdir / one.folder / "summary.json"
+        if not file.exists() or tokens is None:
+            tokens = None
+            continue
+        for family, data in json.loads(file.read_text(encoding="utf-8"))["data"].items():
+            tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
+    encoder, parameters = shape
+    adapter = lora.size(wiring.lora_spec(next(iter(served.values())).config), encoder)
+    return {
+        "start": start,
+        "variant": variant,
+        "backbones": len(served),
+        "backbone_parameters": parameters * len(served),
+        "adapter_parameters": adapter,
+        "adapter_bytes": 4 * adapter,
+        "train_tokens": tokens,
+    }
+
+
+def _recipe(grid: Grid, mode: str) -> dict[str, Any]:
+    """How a mode's cells are taken, but for the fraction of the labels."""
+    found = next(s.config for e in grid.entries if e.mode == mode for s in e.scorings)
+    recipe = downstream.description(found)["downstream"]
+    return {k: v for k, v in recipe.items() if k != "fraction"} | {"seeds": list(found.downstream.seeds)}

@@ -1,0 +1,183 @@
+"""study.md: the tables of a study, from the content of study.json."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from experiments.study_grid import REFERENCES
+from experiments.tables import markdown
+
+SCORE = {"ner": "NER F1", "tc": "TC accuracy"}
+TASK_SCORE = {"ner": "strict span F1", "tc": "accuracy"}
+
+Content = Mapping[str, Any]
+
+
+def report(content: Content) -> list[str]:
+    """Lines of study.md."""
+    counts = content["cells"]
+    about = (
+        "Scores in percent on test rows (where a title says so, on development rows, and no test was scored), mean "
+        "over tasks; ± is the standard deviation over fine-tuning seeds, in brackets that over pre-finetuning seeds. "
+        "Differences in points with 95 % intervals from a paired bootstrap over tasks, pre-finetuning seeds and "
+        "fine-tuning seeds, which say little where these are few; * where Wilcoxon's signed-rank test over tasks "
+        "agrees, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal "
+        "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; "
+        "its differences, but not its own scores, can be read against theirs. Training rows are the same for all "
+        "variants and seeds."
+    )
+    lines = ["# Study", "", about, ""]
+    if counts["done"] < counts["all"]:
+        lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
+                  f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
+    lines += ["## Main table", "", *main_tables(content), "## The paper's claims", "", *claims(content)]
+    if content["fronts"]:
+        lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
+    if has_curves(content):
+        lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
+    lines += ["## Costs", "", *costs(content), "## Tasks", "", *tasks(content), *failures(content)]
+    return lines
+
+
+def places(content: Content) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """(title, results) of each start, mode and fraction."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for r in content["results"]:
+        groups.setdefault((r["start"], r["mode"], r["fraction"]), []).append(r)
+    for found in groups.values():
+        recipe = content["modes"][found[0]["mode"]]
+        limit = f", at most {recipe['limit']:,} rows" if recipe["limit"] else ""
+        split = ", development rows" if recipe["split"] == "dev" else ""
+        yield f"{place(content, found[0])}{limit}{split}", found
+
+
+def place(content: Content, part: Mapping[str, Any]) -> str:
+    """Start, mode and labels of a result, claim or front."""
+    shots = content["modes"][part["mode"]]["shots"]
+    labels = f"{shots} shots" if shots else f"{100 * part['fraction']:g} % of the labels"
+    return f"{part['start']}, {part['mode']}, {labels}"
+
+
+def main_tables(content: Content) -> list[str]:
+    """One table per start, mode and fraction."""
+    lines = []
+    for title, found in places(content):
+        families = [*dict.fromkeys(r["family"] for r in found)]
+        others = [o for o in REFERENCES if any(o in r["versus"] for r in found)]
+        header = ["variant", *(SCORE[f] for f in families)]
+        header += [f"{SCORE[f].split()[0]} - {o}" for o in others for f in families]
+        rows = []
+        for variant in content["variants"]:
+            mine = {r["family"]: r for r in found if r["variant"] == variant}
+            scores = [_score(mine[f]) for f in families]
+            rows.append([variant, *scores, *(_difference(mine[f]["versus"].get(o)) for o in others for f in families)])
+        lines += markdown(title, header, rows)
+    return lines
+
+
+def claims(content: Content) -> list[str]:
+    """The paper's claims beside ours."""
+    rows = [
+        [c["claim"], c["paper"], place(content, c), SCORE[c["family"]],
+         _with_interval(c), f"{c['p_holm']:.3f}", f"**{c['verdict']}**"]
+        for c in content["claims"]
+    ]  # fmt: skip
+    if not rows:
+        return ["The study has none of the variants that the claims are about.", ""]
+    header = ["claim", "in the paper", "here", "score", "difference", "p", "verdict"]
+    text = (
+        "A claim holds, or does not, where the interval lies on one side of its margin and Wilcoxon's test over tasks "
+        "against that margin agrees (p, adjusted by Holm over the claims of a start, mode and fraction; 0.05); else it "
+        "is undecided. arXiv 2510.07566; its exact settings are not public."
+    )
+    return [text, "", *markdown("Claims", header, rows)]
+
+
+def fronts(content: Content) -> list[str]:
+    """Each strategy's variants that no other of it beats in both families."""
+    rows = []
+    for f in content["fronts"]:
+        area = f"{1e4 * f['area']:.2f}"
+        rows.append([place(content, f), f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["best"], area])
+    header = ["place", "strategy", "variants", "front", "highest sum", "area, points squared"]
+    return markdown("Gains over none in NER and TC, at equal capacity", header, rows)
+
+
+def has_curves(content: Content) -> bool:
+    """Whether some mode is scored at several fractions of the labels."""
+    return len(content["fractions"]) > 1 and any(not recipe["shots"] for recipe in content["modes"].values())
+
+
+def curves(content: Content) -> list[str]:
+    """Mean scores against the fraction of the training labels."""
+    lines = []
+    at = {(r["start"], r["mode"], r["family"], r["variant"], r["fraction"]): r for r in content["results"]}
+    shown = [m for m, recipe in content["modes"].items() if not recipe["shots"]]
+    for start, mode, family in dict.fromkeys(key[:3] for key in at if key[1] in shown):
+        header = ["variant", *(f"{100 * f:g} %" for f in content["fractions"])]
+        rows = [
+            [v, *(_score(at[start, mode, family, v, f]) for f in content["fractions"])] for v in content["variants"]
+        ]
+        lines += markdown(f"{start}, {mode}: {SCORE[family]}", header, rows)
+    return lines
+
+
+def costs(content: Content) -> list[str]:
+    """Parameters, adapter bytes and training tokens."""
+    rows = []
+    for c in content["costs"]:
+        tokens = c["train_tokens"]
+        told = ["-" if tokens is None else f"{tokens.get(f, 0):,}" for f in ("ner", "tc")]
+        rows.append([c["start"], c["variant"], str(c["backbones"]), f"{c['backbone_parameters']:,}",
+                     f"{c['adapter_parameters']:,}", f"{c['adapter_bytes']:,}", *told])  # fmt: skip
+    header = ["start", "variant", "backbones", "their parameters", "parameters of an app's adapter", "its bytes",
+              "NER tokens trained on", "TC tokens"]  # fmt: skip
+    return markdown("Costs (float32; an app's linear head comes on top)", header, rows)
+
+
+def tasks(content: Content) -> list[str]:
+    """Per-task scores of each start, mode, fraction and family."""
+    lines = []
+    for title, found in places(content):
+        for family in dict.fromkeys(r["family"] for r in found):
+            mine = {r["variant"]: {t["task"]: t for t in r["tasks"]} for r in found if r["family"] == family}
+            names = [*dict.fromkeys(name for scores in mine.values() for name in scores)]
+            rows = []
+            for name in names:
+                trained = next(f"{scores[name]['trained_rows']:,}" for scores in mine.values() if name in scores)
+                means = [f"{100 * s[name]['mean']:.1f}" if name in s else "-" for s in mine.values()]
+                rows.append([name, trained, *means])
+            header = ["task", "rows", *mine]
+            lines += markdown(f"{title}: {TASK_SCORE[family]}", header, rows) if rows else []
+    return lines
+
+
+def failures(content: Content) -> list[str]:
+    """What failed, and why."""
+    if not content["failed"]:
+        return []
+    lines = ["## Failed", ""]
+    for cell in content["failed"]:
+        what = "" if cell["task"] is None else f", {cell['task']} seed {cell['seed']}"
+        lines.append(f"- {cell['folder']}{what}: {cell['reason']}")
+    return [*lines, ""]
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    if result["mean"] is None:
+        return "-"
+    fine, pre = (result["deviation"][kind] for kind in ("finetuning", "prefinetuning"))
+    text = f"{100 * result['mean']:.1f}" + ("" if fine is None else f" ± {100 * fine:.1f}")
+    return text + ("" if pre is None else f" ({100 * pre:.1f})")
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+    return "" if found is None else _with_interval(found) + ("*" if found["p_holm"] < 0.05 else "")
+
+
+def _with_interval(found: Mapping[str, Any]) -> str:
+    low, high = _points(found["interval"])
+    return f"{_points([found['difference']])[0]} ({low} to {high})"
+
+
+def _points(values: Sequence[float]) -> list[str]:
+    return [f"{100 * value:+.1f}" for value in values]

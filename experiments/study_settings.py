@@ -1,0 +1,64 @@
+"""What the names in a study's config stand for: settings of start encoders, variants and modes."""
+
+import copy
+import difflib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
+
+from jaxprefit.downstream.tasks import TASKS
+from jaxprefit.errors import UserError
+
+
+def overridden(config: ConfigDict, axis: str, name: str) -> ConfigDict:
+    """A copy of `config` with the settings that `study.AXIS.NAME` holds, if any; those of one family are left out."""
+    own = config.study[axis].get(name, ConfigDict()).to_dict()
+    return updated(config, {k: v for k, v in own.items() if k not in TASKS}, f"study.{axis}.{name}")
+
+
+def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
+    """A copy of `config` with nested `changes`. Raises UserError for a setting that does not exist or does not fit."""
+    c = copy.deepcopy(config)
+    known = flatten_dict(without_study(config).to_dict(), sep=".")
+    for key, value in flatten_dict(dict(changes), sep=".").items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {where}.{near[0]}?" if near else "see configs/default.py for all settings"
+            raise UserError(f"{where}.{key} is not a setting; {hint}")
+        try:
+            c.update_from_flattened_dict({key: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}.{key} is {value!r}; {str(error).splitlines()[0]}") from None
+    return c
+
+
+def without_study(config: ConfigDict) -> ConfigDict:
+    """A copy without the settings of the study itself: those of one run."""
+    c = copy.deepcopy(config)
+    with c.unlocked():  # the command line locks a config against typos
+        if "study" in c:
+            del c.study
+    return c
+
+
+def start_name(path: str) -> str:
+    """A name for the start encoder of a study that names none."""
+    return pathlib.Path(path).name or "random"
+
+
+def method(config: ConfigDict, variant: str) -> str:
+    """What a variant is a setting of: its strategy, and the aggregator where it does more than add."""
+    own = config.study.variant.get(variant, ConfigDict())
+    strategy = own.get("strategy", config.strategy) if variant in config.study.variant else variant
+    aggregator = own.get("aggregator", config.aggregator)
+    return strategy if aggregator == "sum" or strategy not in ("naive", "task_primary") else f"{strategy}+{aggregator}"
+
+
+def settings_of(config: ConfigDict, axis: str, name: str) -> dict[str, Any]:
+    """Dotted setting -> value that `name` changes, as JSON."""
+    own = config.study[axis].get(name, ConfigDict()).to_dict()
+    return json.loads(json.dumps(flatten_dict(own, sep=".")))

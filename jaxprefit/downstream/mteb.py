@@ -1,0 +1,64 @@
+"""The classification protocol of MTEB: a logistic regression on frozen vectors of k rows a label, drawn several times.
+
+Muennighoff et al., 2023, "MTEB: Massive Text Embedding Benchmark" (EACL), and the benchmark's AbsTaskClassification:
+8 rows a label, 10 draws, at most 100 iterations, mean accuracy. A seed of downstream.seeds is the number of a draw.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import sklearn.exceptions
+import sklearn.linear_model
+
+from jaxprefit import lora
+from jaxprefit.downstream import batches, rows
+from jaxprefit.downstream.features import Features
+from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData
+from jaxprefit.errors import UserError
+from jaxprefit.loading import Model
+
+TEXTS = 1024  # whose token vectors are in memory at a time
+
+
+def classify(
+    model: Model, data: TaskData, cfg: FinetuneConfig, draws: Sequence[int], on_step: Callable[[int], Any]
+) -> Finetuned:
+    """Predictions of the test rows from each draw of cfg.shots training rows a label."""
+    if data.task.kind == "ner":
+        raise UserError(f"task '{data.name}': downstream.mode=mteb classifies whole texts; leave downstream.ner empty")
+    train = [data.train[i] for i in range(len(data.train))]
+    labels = [record["label"] for record in train]
+    chosen = [rows.mteb_draw(labels, cfg.shots, draw) for draw in draws]
+    drawn = sorted({int(i) for indices in chosen for i in indices})
+    place = {i: n for n, i in enumerate(drawn)}
+    known = text_vectors(model, data, [train[i] for i in drawn])
+    asked = text_vectors(model, data, [data.test[i] for i in range(len(data.test))])
+    number = {label: i for i, label in enumerate(data.task.labels)}
+    found: dict[int, Predictions | UserError] = {}
+    for n, (draw, indices) in enumerate(zip(draws, chosen), start=1):
+        regression = sklearn.linear_model.LogisticRegression(max_iter=100, random_state=rows.MTEB_SEED)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)  # 100 iterations are the protocol
+            regression.fit(known[[place[int(i)] for i in indices]], [number[labels[i]] for i in indices])
+        found[draw] = [[int(c)] for c in regression.predict(asked)]
+        on_step(n)
+    present = {labels[i] for i in chosen[0]}
+    return Finetuned(found, len(chosen[0]), tuple(label for label in data.task.labels if label not in present))
+
+
+def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]) -> np.ndarray:
+    """Mean of each text's last hidden states, through the family's adapter where the model has one: [N, D] float32."""
+    adapter = model.adapters.get(data.family)
+    backbone = lora.merge(model.backbone, adapter) if adapter else model.backbone
+    ids = [data.task.encode_record(record)["ids"] for record in records]
+    length = batches.row_length(data.task.max_length)
+    out = np.empty((len(ids), model.config.hidden_size), np.float32)
+    for begin in range(0, len(ids), TEXTS):
+        part = ids[begin : begin + TEXTS]
+        found = Features(model.config, backbone, model.config.num_layers, part, length, limit=2**62)
+        sizes = np.asarray([len(text) for text in part])
+        sums = np.add.reduceat(np.asarray(found.hidden, np.float32), found.begin[:-1])
+        out[begin : begin + TEXTS] = sums / sizes[:, None]
+    return out

@@ -1,0 +1,360 @@
+"""The study: its grid and shards, continuing after a stop, failures, the claims, and equal capacity downstream."""
+
+import copy
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import run
+from golden.formula import weights
+from golden.model_files import VOCABULARY, write_model
+from ml_collections import ConfigDict
+from test_experiments import assert_valid
+
+import jaxprefit
+from configs import study as study_config
+from experiments import downstream, prefinetune, study, study_claims, study_fronts, study_grid, wiring
+from jaxprefit.downstream import cells
+from jaxprefit.downstream.finetune import start_params
+from jaxprefit.downstream.significance import crossed_bootstrap
+from jaxprefit.errors import UserError
+
+ALL = (
+    "none", "individual", "naive", "task_primary", "shared_lora", "frozen_lora", "averaged", "naive_pcgrad",
+    "task_primary_rank4",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp() / "cache"
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny encoder as a Hugging Face directory, called random."""
+    shape = {
+        "model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 32, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "type_vocab_size": 2,
+    }  # fmt: skip
+    return str(write_model(tmp_path_factory.mktemp("start") / "random", shape, weights(shape)))
+
+
+def config(cache: Path, **changes: object) -> ConfigDict:
+    c = run.config(cache, {"downstream.seeds": (0, 1), "data.held_out": 0, "run.checkpoint_every": 100})
+    c.study = study_config.get_config().study
+    c.study.variants, c.study.modes, c.study.fractions = ("none", "individual", "averaged"), ("probe",), (0.5, 1.0)
+    c.study.variant.task_primary_rank4 = {"strategy": "task_primary", "lora": {"rank": 2}}
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+# The grid
+
+
+def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
+    c = config(cache, **{"study.variants": (*ALL, "individual_double"), "study.seeds": (0, 3)})
+    grid = study_grid.expand(c)
+    folders = [r.folder.removeprefix("random/") for r in grid.runs]
+    names = [*(v for v in ALL if v != "individual"), "individual_ner", "individual_tc", "individual_double_ner"]
+    assert sorted(folders) == sorted(f"{n}-seed{s}" for n in [*names, "individual_double_tc"] for s in (0, 3))
+    by_name = dict(zip(folders, grid.runs))
+    assert [p.folder for p in by_name["averaged-seed3"].parts] == [
+        "random/individual_ner-seed3",
+        "random/individual_tc-seed3",
+    ]
+    assert by_name["individual_double_tc-seed0"].config.optimizer.steps == 1200
+    assert by_name["naive_pcgrad-seed3"].config.aggregator == "pcgrad"
+    assert by_name["naive_pcgrad-seed3"].config.seed == 3
+    assert all("study" not in r.config for r in grid.runs)
+    # An average without settings of its own is of the individual encoders as they are set.
+    c.study.variant.individual = {"tc": {"optimizer": {"steps": 5}}}
+    by_name = {r.folder.removeprefix("random/"): r for r in study_grid.expand(c).runs}
+    assert [p.config.optimizer.steps for p in by_name["averaged-seed0"].parts] == [3, 5]
+
+
+def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
+    c = config(cache, **{"study.variants": ALL, "study.modes": ("adapter", "probe", "mteb", "adapter_5shot")})
+    c.study.starts, c.study.start = ("a", "b"), ConfigDict({"a": {}, "b": {"model": {"hidden": 64}}})
+    grid = study_grid.expand(c)
+    places = [(e.start, e.mode, e.fraction, e.variant, e.family) for e in grid.entries]
+    assert len(set(places)) == len(places)
+    # Fractions do not apply to shots; MTEB classifies texts alone.
+    per_variant = 2 * (2 * (2 * 2) + 1 + 2)
+    assert len(places) == per_variant * len(ALL)
+    assert all(s.cells == len(s.config.downstream.seeds) for s in grid.scorings)
+    assert {s.cells for s in grid.scorings} == {2, 10}
+    hidden = {r.folder.partition("/")[0]: r.config.model.hidden for r in grid.runs}
+    assert hidden == {"a": 32, "b": 64}
+    folders = [s.folder for s in grid.scorings]
+    assert len(set(folders)) == len(folders)
+
+
+def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cache: Path) -> None:
+    grid = study_grid.expand(config(cache, **{"study.variants": ALL, "study.seeds": (0, 1, 2)}))
+    assert study_grid.shard(grid, "") == grid.runs
+    for n in (1, 2, 3, 20):
+        parts = [study_grid.shard(grid, f"{i}/{n}") for i in range(1, n + 1)]
+        folders = [r.folder for part in parts for r in part]
+        assert sorted(folders) == sorted(r.folder for r in grid.runs)
+        for part in parts:
+            done: set[str] = set()
+            for one in part:
+                assert {p.folder for p in one.parts} <= done
+                done.add(one.folder)
+    for wrong in ("0/2", "3/2", "a/2", "2", "-1/2"):
+        with pytest.raises(UserError, match="--shard is"):
+            study_grid.shard(grid, wrong)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"study.variants": ("none", "none")}, "study.variants is ('none', 'none'); it must name something, each once"),
+        ({"study.modes": ()}, "study.modes is ()"),
+        ({"study.starts": ("minilm",)}, "there is no study.start.minilm"),
+        ({"study.variants": ("task_primry",)}, "did you mean 'task_primary'?"),
+        ({"study.variants": ("../naive",)}, "a name has letters"),
+        ({"study.modes": ("adaptr",)}, "downstream.mode is 'adaptr'"),
+        ({"study.fractions": (0.0,)}, "study.fractions is (0.0,)"),
+        ({"study.seeds": (-1,)}, "study.seeds is (-1,)"),
+        ({"study.variant.naive_ner2.data.ner.loss_weight": -1.0}, "data.ner.loss_weight is -1.0"),
+        ({"downstream.ner": (), "downstream.tc": ()}, "no task to score"),
+    ],
+)
+def test_bad_settings_are_told_before_anything_is_trained(
+    changes: dict, message: str, cache: Path, tmp_path: Path
+) -> None:
+    c = config(cache, **changes)
+    if "study.variants" not in changes:
+        c.study.variants = ("none", "naive_ner2")
+    with pytest.raises(UserError) as refused:
+        study.run(c, tmp_path / "out")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_that_does_not_exist_is_named_with_its_variant(cache: Path) -> None:
+    c = config(cache)
+    c.study.variants, c.study.variant.mine = ("mine",), {"lora": {"rnk": 3}}
+    with pytest.raises(UserError, match=r"study.variant.mine.lora.rnk is not a setting; did you mean .*lora.rank\?"):
+        study_grid.expand(c)
+    c.study.variant.mine = {"lora": {"rank": "many"}}
+    with pytest.raises(UserError, match="study.variant.mine.lora.rank is 'many'"):
+        study_grid.expand(c)
+
+
+# Equal capacity
+
+
+def test_every_variant_is_compared_at_equal_capacity(cache: Path, encoder: str, tmp_path: Path) -> None:
+    c = config(
+        cache, **{"model.path": encoder, "study.variants": ALL, "study.modes": ("adapter",), "study.fractions": (1.0,)}
+    )
+    grid = study_grid.expand(c)
+    models: dict[str, jaxprefit.Model] = {}
+    for one in grid.runs:
+        if one.parts:
+            models[one.folder] = study.averaged([models[p.folder] for p in one.parts])
+        else:
+            parts = wiring.make_run(one.config, tmp_path / "run")
+            params = jax.tree.map(np.asarray, parts.params)
+            models[one.folder] = jaxprefit.Model(
+                parts.start.config, params, parts.start.tokenizer, parts.setup.strategy, {}
+            )
+    tasks = {t.family: t for t in downstream.load_tasks(c, tmp_path / "run", next(iter(models.values())))}
+
+    def trained(scoring: study_grid.Scoring, family: str) -> dict[str, tuple]:
+        spec = wiring.lora_spec(scoring.config)
+        key = jax.random.key(0)
+        start = start_params(models[scoring.run.folder], tasks[family], spec, "adapter", key)
+        return jax.tree.map(np.shape, {"lora": start["lora"], "head": start["head"]})
+
+    compared = 0
+    ranks = set()
+    for e in grid.entries:
+        (mine,) = e.scorings
+        shapes = trained(mine, e.family)
+        ranks.add(mine.config.lora.rank)
+        for (other,) in e.references.values():
+            assert trained(other, e.family) == shapes, (e.variant, other.folder)
+            assert other.config.downstream == mine.config.downstream
+            compared += 1
+    assert compared == 2 * (3 * len(ALL) - 3) and ranks == {2, 4}
+
+
+# Running it
+
+
+@pytest.fixture(scope="module")
+def runnable(cache: Path, encoder: str) -> ConfigDict:
+    return config(cache, **{"model.path": encoder})
+
+
+@pytest.fixture(scope="module")
+def whole(runnable: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("study")
+    study.run(runnable, workdir)
+    return workdir
+
+
+def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
+    content = assert_valid(whole / "study.json", "study")
+    assert content["cells"] == {"all": 24, "done": 24, "failed": 0, "missing": 0} and not content["failed"]
+    for r in content["results"]:
+        assert r["mean"] is not None and set(r["versus"]) == {"none", "individual"} - {r["variant"]}
+    # The means are those of the scores' files.
+    (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("averaged", "tc", 0.5))
+    scores = json.loads((whole / "random/averaged-seed0/downstream/probe-0.5-tc/scores.json").read_text())
+    assert one["mean"] == pytest.approx(scores["average"]["tc"]) and scores["start"]["strategy"] == "averaged"
+    changed = copy.deepcopy(runnable)
+    changed.study.variant.individual = {"optimizer": {"backbone_lr": 1e-6}}
+    for c, done in ((runnable, True), (changed, False)):
+        one = study_grid.expand(c).runs[1]
+        assert bool(prefinetune.finished(one.config, whole / one.folder)) == done
+    costs = {c["variant"]: c for c in content["costs"]}
+    assert [costs[v]["backbones"] for v in ("none", "individual", "averaged")] == [1, 2, 1]
+    assert costs["individual"]["train_tokens"] == costs["averaged"]["train_tokens"] != {}
+    parts = [jaxprefit.load(whole / f"random/individual_{f}-seed0").backbone for f in ("ner", "tc")]
+    mean = study.averaged([jaxprefit.load(whole / f"random/individual_{f}-seed0") for f in ("ner", "tc")])
+    jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean.backbone, *parts)
+    text = (whole / "study.md").read_text()
+    for heading in ("Main table", "The paper's claims", "Fronts", "Label fractions", "Costs", "Tasks"):
+        assert f"## {heading}" in text
+    assert str(whole) not in text + (whole / "study.json").read_text()
+    assert (whole / "study_front.png").exists() and (whole / "study_fractions.png").exists()
+
+
+def test_a_study_that_is_stopped_continues_to_the_same_table(
+    whole: Path, runnable: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path / "broken")
+    rng, files = np.random.default_rng(0), sorted((tmp_path / "broken").rglob("cells/*.json"))
+    for i in rng.choice(len(files), 9, replace=False):
+        files[i].unlink()
+    for file in [*(tmp_path / "broken").glob("study*"), *(tmp_path / "broken").rglob("scores.json")]:
+        file.unlink()
+    kept = {f: f.stat().st_mtime_ns for f in files if f.exists()}
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished encoder is trained again")
+
+    monkeypatch.setattr(prefinetune, "run", never)
+    write, written = cells.write, []
+
+    def stops(file: Path, cell: cells.Cell) -> None:
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        written.append(file)
+        write(file, cell)
+
+    monkeypatch.setattr(cells, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        study.run(runnable, tmp_path / "broken")
+    assert not (tmp_path / "broken" / "study.json").exists()
+    kept |= {f: f.stat().st_mtime_ns for f in written}
+    monkeypatch.setattr(cells, "write", write)
+    study.run(runnable, tmp_path / "broken")
+    for name in ("study.json", "study.md"):
+        assert (tmp_path / "broken" / name).read_text() == (whole / name).read_text()
+    assert all(f.stat().st_mtime_ns == time for f, time in kept.items())
+
+
+def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
+    for folder in ("none-seed0", "averaged-seed0"):
+        shutil.copytree(whole / "random" / folder, tmp_path / "random" / folder)
+    content = study.run(runnable, tmp_path, shard="1/2")  # the shard of none
+    assert content["cells"] == {"all": 24, "done": 16, "failed": 0, "missing": 8}
+    assert not (tmp_path / "random" / "individual_ner-seed0").exists()
+    (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("individual", "tc", 1.0))
+    assert one["mean"] is None and one["tasks"] == [] and one["versus"] == {}
+    assert_valid(tmp_path / "study.json", "study")
+    assert "16 of 24 cells are done" in (tmp_path / "study.md").read_text()
+
+
+def test_failures_are_told_and_do_not_stop_the_rest(
+    whole: Path, runnable: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out" / "random" / "individual_tc-seed0")
+    (tmp_path / "out" / "random" / "none-seed0" / "downstream" / "probe-1-ner" / "scores.json").unlink()
+    for file in (tmp_path / "out" / "random" / "none-seed0" / "downstream" / "probe-1-ner").rglob("*seed1*"):
+        file.unlink()
+    make = cells.make
+
+    def diverges(c: ConfigDict, workdir: Path) -> None:
+        raise UserError(f"step 3: the loss of {c.strategy} is not finite")
+
+    with monkeypatch.context() as m:
+        m.setattr(prefinetune, "run", diverges)
+        m.setattr(cells, "make", lambda data, seed, found: UserError("nan") if seed else make(data, seed, found))
+        with pytest.raises(UserError, match="13 cells failed"):
+            study.run(runnable, tmp_path / "out")
+    content = assert_valid(tmp_path / "out" / "study.json", "study")
+    assert content["cells"] == {"all": 24, "done": 11, "failed": 13, "missing": 0}
+    reasons = {cell["folder"].removeprefix("random/"): cell["reason"] for cell in content["failed"]}
+    assert reasons == {
+        "none-seed0/downstream/probe-1-ner": "nan",
+        "individual_tc-seed0": "step 3: the loss of individual_tc is not finite",
+        "averaged-seed0": "random/individual_tc-seed0, a part of it, failed: "
+        "step 3: the loss of individual_tc is not finite",
+    }
+    assert "individual_tc-seed0 failed: step 3" in capsys.readouterr().err
+    assert "## Failed" in (tmp_path / "out" / "study.md").read_text()
+    # With the cause gone the same command completes the table.
+    shutil.copytree(whole / "random" / "individual_tc-seed0", tmp_path / "out" / "random" / "individual_tc-seed0",
+                    dirs_exist_ok=True)  # fmt: skip
+    study.run(runnable, tmp_path / "out")
+    assert (tmp_path / "out" / "study.json").read_text() == (whole / "study.json").read_text()
+
+
+# Statistics
+
+
+def test_crossed_bootstrap_of_known_cases() -> None:
+    constant = crossed_bootstrap(np.full((5, 2, 3), 0.25))
+    assert [constant.difference, constant.low, constant.high] == pytest.approx([0.25] * 3)
+    rng = np.random.default_rng(0)
+    tasks = rng.normal(0.5, 1, (40, 1, 1))
+    found = crossed_bootstrap(tasks)
+    spread = 1.96 * tasks.std() / np.sqrt(40)
+    assert found.difference == pytest.approx(tasks.mean())
+    assert found.low == pytest.approx(tasks.mean() - spread, abs=0.05)
+    assert found.high == pytest.approx(tasks.mean() + spread, abs=0.05)
+    seeds = crossed_bootstrap(np.broadcast_to(rng.normal(0, 1, (1, 1, 5)), (40, 1, 5)))
+    assert seeds.low < seeds.difference < seeds.high  # tasks that agree do not hide the spread of seeds
+
+
+def judged(gain: float, spread: float) -> Iterator[dict]:
+    """The lines of made scores in which individual beats none by `gain`, give or take `spread`, on nine tasks."""
+    rng = np.random.default_rng(0)
+    none = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
+    mine = {name: v + gain + spread * rng.normal(size=(1, 3)) for name, v in none.items()}
+    entry = study_grid.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
+    yield from study_claims.judge([entry], {entry: mine}, lambda e, other: none)
+
+
+def test_claims_are_marked_by_the_statistics() -> None:
+    for gain, spread, expected in (
+        (0.02, 0.005, "holds"),
+        (-0.02, 0.005, "does not hold"),
+        (0.0, 0.02, "undecided"),
+        (0.001, 0.05, "undecided"),
+    ):
+        (line,) = judged(gain, spread)
+        assert line["claim"] == "individual > none" and line["verdict"] == expected, line
+    assert study_claims.verdict((-0.004, 0.01), -0.005, 0.01) == "holds"
+    assert study_claims.verdict((-0.006, 0.01), -0.005, 0.01) == "undecided"
+    assert study_claims.verdict((-0.02, -0.01), -0.005, 0.01) == "does not hold"
+    assert study_claims.verdict((0.09, 0.12), 0.084, 0.2) == "undecided"  # the test over tasks does not agree
+
+
+def test_fronts() -> None:
+    points = {"a": (0.1, 0.2), "b": (0.2, 0.1), "c": (0.1, 0.1), "d": (-0.1, 0.4)}
+    assert study_fronts.front(points) == ["b", "a", "d"]
+    assert study_fronts.area([*points.values()]) == pytest.approx(0.2 * 0.1 + 0.1 * 0.1)
+    assert study_fronts.area([(-0.1, 0.4)]) == 0.0
