@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
     c.conflict.ablation.steps = 30
     c.conflict.ablation.layers = 2
     c.conflict.representations.texts = 200
-    c.trial = True  # whether the advice is tried, by six more runs
+    c.conflict.trial = True  # whether the advice is tried, by six more runs
     return c

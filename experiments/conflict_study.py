@@ -3,7 +3,7 @@ r"""All that the project says of gradient conflict from one start encoder, in on
 python -m experiments.conflict_study --workdir=runs/conflict/mini --config.model.path=DIR --config.data.root=DIR
 
 Pre-finetunes naive and task_primary, writes the full report of each (every mode of experiments.conflict, controls of
-the ablation for naive only), sets the two side by side, and, with config.trial, tries the advice of naive's report
+the ablation for naive only), sets the two side by side, and, with conflict.trial, tries the advice of naive's report
 where one was decided (experiments.conflict_trial). Writes WORKDIR/conflict_study.md, the figures in tables, beside the
 reports in WORKDIR/report_STRATEGY/conflict.html. What is finished is not done again.
 """
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     together = ",".join(str(workdir / f"report_{s}") for s in STRATEGIES)
     conflict.run(c, workdir / "compare", together, show=False)
     trial = None
-    if config.trial and reports["naive"]["advice"]["decided"]:
+    if config.conflict.trial and reports["naive"]["advice"]["decided"]:
         trial = conflict_trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
     text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, trial))
     write_text(workdir / "conflict_study.md", text)
@@ -76,7 +76,7 @@ def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | No
 
 
 def gradients(reports: Mapping[str, Any]) -> list[str]:
-    """The probe's blocks by layer, strategies side by side."""
+    """The probe's blocks by layer, strategies side by side. Of an undecided one the interval stands alone."""
     rows, sizes = [], []
     for strategy, report in reports.items():
         probe = report["probe"]
@@ -91,7 +91,12 @@ def gradients(reports: Mapping[str, Any]) -> list[str]:
             within = " / ".join(signed(c) for c in b["cosine_within"])
             raw = f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}"
             corrected = f"{signed(b['corrected_cosine'], 2)} {bounds(b['corrected_interval'], 2)}"
-            row += [b["verdict"], corrected if known(b) else "undecided", raw, within]
+            row += [
+                b["verdict"],
+                corrected if known(b) else bounds(b["corrected_interval"], 2) or "refused",
+                raw,
+                within,
+            ]
         rows.append(row)
     header = ["block"]
     for s in reports:
