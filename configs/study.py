@@ -36,6 +36,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def get_config() -> ConfigDict:
     c = objectives.get_config()
     del c.individual
+    c.data.tc.weights, c.data.tc.alpha = "", 0.0  # each source alike, whatever their names
     c.optimizer.steps, c.optimizer.warmup_steps = 600, 60
     c.optimizer.backbone_lr, c.optimizer.lora_lr = 5e-4, 2e-3
     s = c.study = ConfigDict()

@@ -23,7 +23,6 @@ from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
 from jaxprefit.downstream import cells, significance
-from jaxprefit.downstream.finetune import TaskData
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 
@@ -45,7 +44,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         trained[strategy] = prefinetune.run(c, workdir / strategy)
         model = jaxprefit.load(workdir / strategy)
         scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
-    tasks = {data.name: data for data in downstream.load_tasks(config, workdir, model)}
     none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
     compared: list[dict[str, Any]] = []
     for family in families:
@@ -53,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         for entry in scores[strategy]["tasks"]:
             if entry["task"] in none and entry["family"] == family:
                 folders = workdir / "none" / "downstream", workdir / strategy / "downstream"
-                compared.append(compare(tasks[entry["task"]], none[entry["task"]], entry, *folders))
+                compared.append(compare(none[entry["task"]], entry, *folders))
     adjusted = significance.holm({entry["task"]: entry["p_value"] for entry in compared})
     for entry in compared:
         entry["p_holm"] = adjusted[entry["task"]]
@@ -94,18 +92,18 @@ def of_strategy(config: ConfigDict, strategy: str) -> ConfigDict:
 
 
 def compare(
-    data: TaskData, none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
+    none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
 ) -> dict[str, Any]:
     """One task's entry: both starts, and the difference by a paired bootstrap over the test rows, seeds averaged."""
-    key = downstream.MAIN_SCORE[data.family]
-    counts = []
-    for entry, folder in ((individual, other_dir), (none, none_dir)):
-        predictions = [cells.read(folder / file).predictions for file in entry["cells"]]
-        counts.append(np.stack([cells.counts(data, p) for p in predictions]))
-    found = significance.paired_bootstrap(counts[0], counts[1])
+    key = downstream.MAIN_SCORE[individual["family"]]
+
+    def counts(entry: dict[str, Any], folder: pathlib.Path) -> np.ndarray:
+        return np.asarray([cells.read(folder / file).counts for file in entry["cells"]])
+
+    found = significance.paired_bootstrap(counts(individual, other_dir), counts(none, none_dir))
     return {
-        "task": data.name,
-        "family": data.family,
+        "task": individual["task"],
+        "family": individual["family"],
         "score": key,
         "trained_rows": individual["trained_rows"],
         "test_rows": individual["test_rows"],

@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import downstream, study_claims, study_fronts, study_settings, wiring
+from experiments import downstream, study_claims, study_fronts, study_settings, study_tests, wiring
 from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit import lora
 from jaxprefit.downstream import significance
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.files import write_text
 
-STUDY_VERSION = 1
+STUDY_VERSION = 2
 
 Table = dict[str, np.ndarray]
 """Task -> main scores [P, S] by seed of pre-finetuning and of fine-tuning, of the tasks that are complete."""
@@ -57,6 +57,7 @@ class Scored:
 
     scores: Mapping[str, Mapping[int, float]]  # task -> seed -> main score
     rows: Mapping[str, int]  # task -> rows trained on
+    cells: Mapping[str, Mapping[int, pathlib.Path]]  # task -> seed -> file
     failed: tuple[dict[str, Any], ...]
 
 
@@ -105,10 +106,10 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     reason = failure(workdir / scoring.folder)
     broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
     if reason or failure(workdir / scoring.run.folder) or not file.exists():
-        return Scored({}, {}, broken)
+        return Scored({}, {}, {}, broken)
     content = json.loads(file.read_text(encoding="utf-8"))
     if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
-        return Scored({}, {}, ())
+        return Scored({}, {}, {}, ())
     wanted, seeds = {downstream.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
     entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}
     scores = {
@@ -120,7 +121,10 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
         for cell in content["failed"]
         if cell["task"] in wanted and cell["seed"] in seeds
     ]
-    return Scored(scores, {name: t["trained_rows"] for name, t in entries.items()}, tuple(failed))
+    files = {
+        name: {s["seed"]: file.parent / cell for s, cell in zip(t["seeds"], t["cells"])} for name, t in entries.items()
+    }
+    return Scored(scores, {name: t["trained_rows"] for name, t in entries.items()}, files, tuple(failed))
 
 
 def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
@@ -140,6 +144,12 @@ def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
     mine = table(entry.scorings, scored)
     whole = len(mine) == len(entry.scorings[0].tasks)
     first = scored[entry.scorings[0].folder]
+    tasks = [
+        {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist(),
+         "versus": tested(entry, name, scored)}
+        for name, scores in mine.items()
+    ]  # fmt: skip
+    study_tests.adjust(tasks)
     return {
         "start": entry.start,
         "mode": entry.mode,
@@ -148,16 +158,26 @@ def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
         "family": entry.family,
         "mean": float(np.mean([*mine.values()])) if whole else None,
         "deviation": deviations(np.mean([*mine.values()], 0)) if whole else None,
-        "tasks": [
-            {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist()}
-            for name, scores in mine.items()
-        ],
+        "tasks": tasks,
         "versus": {
             other: found
             for other, scorings in entry.references.items()
             if (found := versus(mine, table(scorings, scored)))
         },
     }
+
+
+def tested(entry: Entry, task: str, scored: Mapping[str, Scored]) -> dict[str, Any]:
+    """The entry's tests on one task, by the reference that it is tested against."""
+    out = {}
+    for other, scorings in entry.references.items():
+        theirs = table(scorings, scored)
+        if (entry.variant, other) in study_tests.PAIRS and task in theirs:
+            files = [[[*(scored[s.folder].cells[task][seed] for seed in s.config.downstream.seeds)] for s in side]
+                     for side in (entry.scorings, scorings)]  # fmt: skip
+            scores = table(entry.scorings, scored)[task], theirs[task]
+            out[other] = study_tests.against(files[0], files[1], scores)
+    return out
 
 
 def deviations(scores: np.ndarray) -> dict[str, float | None]:

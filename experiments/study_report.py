@@ -9,6 +9,12 @@ from experiments.tables import markdown
 SCORE = {"ner": "NER F1", "tc": "TC accuracy"}
 TASK_SCORE = {"ner": "strict span F1", "tc": "accuracy"}
 
+TESTED = (
+    "Differences, where a claim is about them, are of the mean over seeds; * where a paired bootstrap over test rows "
+    "finds one (Holm over the tasks of a column, 0.05). study.json has their intervals, McNemar's test of each pair of "
+    "seeds, and almost-stochastic order over seeds (below 0.5: the first is larger)."
+)
+
 Content = Mapping[str, Any]
 
 
@@ -136,17 +142,19 @@ def costs(content: Content) -> list[str]:
 
 def tasks(content: Content) -> list[str]:
     """Per-task scores of each start, mode, fraction and family."""
-    lines = []
+    lines = [TESTED, ""]
     for title, found in places(content):
         for family in dict.fromkeys(r["family"] for r in found):
             mine = {r["variant"]: {t["task"]: t for t in r["tasks"]} for r in found if r["family"] == family}
             names = [*dict.fromkeys(name for scores in mine.values() for name in scores)]
+            pairs = [*dict.fromkeys((v, o) for v, scores in mine.items() for t in scores.values() for o in t["versus"])]
             rows = []
             for name in names:
                 trained = next(f"{scores[name]['trained_rows']:,}" for scores in mine.values() if name in scores)
                 means = [f"{100 * s[name]['mean']:.1f}" if name in s else "-" for s in mine.values()]
-                rows.append([name, trained, *means])
-            header = ["task", "rows", *mine]
+                tests = [mine[v].get(name, {}).get("versus", {}).get(o) for v, o in pairs]
+                rows.append([name, trained, *means, *(_tested(found) for found in tests)])
+            header = ["task", "rows", *mine, *(f"{v} - {o}" for v, o in pairs)]
             lines += markdown(f"{title}: {TASK_SCORE[family]}", header, rows) if rows else []
     return lines
 
@@ -172,6 +180,11 @@ def _score(result: Mapping[str, Any]) -> str:
 
 def _difference(found: Mapping[str, Any] | None) -> str:
     return "" if found is None else _with_interval(found) + ("*" if found["p_holm"] < 0.05 else "")
+
+
+def _tested(found: Mapping[str, Any] | None) -> str:
+    """A task's difference."""
+    return "-" if found is None else _points([found["difference"]])[0] + ("*" if found["p_holm"] < 0.05 else "")
 
 
 def _with_interval(found: Mapping[str, Any]) -> str:

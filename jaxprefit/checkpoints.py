@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxprefit import checksums
+from jaxprefit import checkpoint_meta, checksums
 from jaxprefit.errors import UserError
 from jaxprefit.train import TrainState
 
@@ -167,10 +167,14 @@ def _tree(items: Mapping[str, Any]) -> dict[str, Any]:
 def _read_meta(folder: pathlib.Path) -> dict:
     _require(folder, "meta")
     meta = _read_json_item(folder, "meta")
+    if not isinstance(meta, dict):
+        raise _damaged(folder, "the item 'meta' is damaged (it is no JSON object)")
     if meta.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder} has checkpoint format {meta.get('format_version')}; this version reads format {FORMAT_VERSION}"
         )
+    if wrong := checkpoint_meta.problem(meta):
+        raise _damaged(folder, f"the item 'meta' is damaged ({wrong})")
     for name in (*meta["items"], "optimizer", "data", "tokenizer"):
         _require(folder, name)
     return meta
@@ -210,7 +214,7 @@ def _reason(e: Exception) -> str:
 def _read_json_item(folder: pathlib.Path, item: str) -> dict:
     try:
         return json.loads((folder / item / "metadata").read_text())
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise _damaged(folder, f"the item '{item}' is damaged") from e
 
 

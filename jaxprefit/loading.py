@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 import tokenizers
+from flax.traverse_util import flatten_dict
 
 from jaxprefit import checkpoints, lora
 from jaxprefit.data.encode import encode_text, pad_ids
 from jaxprefit.encoder import Encoder, EncoderConfig, mean_pool
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained
+from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained, tree_shapes
 from jaxprefit.strategies import Strategy, make, trainable_and_total
 
 
@@ -108,8 +109,30 @@ def load(path: str | os.PathLike) -> Model:
         return Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
     saved = checkpoints.read(folder)
     strategy = Strategy(saved.meta["strategy"], tuple((group, tuple(f)) for group, f in saved.meta["touch_table"]))
+    config = EncoderConfig(**saved.meta["encoder"])
+    if wrong := unfit(config, strategy, saved.params):
+        raise UserError(f"{folder}: the parameter {wrong} does not fit the item meta; copy the checkpoint again, whole")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(saved.tokenizer)
+    except Exception as e:  # the library raises bare Exception
+        raise UserError(f"{folder}: its tokenizer cannot be read; copy the checkpoint again, whole") from e
     trainable, total = trainable_and_total(strategy.counts(saved.params))
     at = f"strategy {strategy.name}, step {saved.meta['step']}"
     print(f"{folder}: {at}, {trainable:,} of {total:,} parameters trainable")
-    config = EncoderConfig(**saved.meta["encoder"])
-    return Model(config, saved.params, tokenizers.Tokenizer.from_str(saved.tokenizer), strategy, saved.meta)
+    return Model(config, saved.params, tokenizer, strategy, saved.meta)
+
+
+def unfit(config: EncoderConfig, strategy: Strategy, params: dict) -> str:
+    """The first parameter that is missing, surplus or of another shape than `config` and `strategy` say; '' if none."""
+    found = {path: np.shape(leaf) for path, leaf in flatten_dict(params["backbone"], sep="/").items()}
+    wanted = tree_shapes(config)
+    if wrong := [p for p in found.keys() | wanted.keys() if found.get(p) != wanted.get(p)]:
+        return f"backbone/{min(wrong)}"
+    if lacking := {*strategy.adapters} - {*params.get("lora", {})}:
+        return f"lora/{min(lacking)}"
+    for path in flatten_dict(params, sep="/"):
+        try:
+            strategy.group_of(path)
+        except KeyError:
+            return path
+    return ""

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import tempfile
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -69,6 +70,10 @@ _SIZES = {
         "intermediate_size": "hidden_dim",
     },
 }
+# A damaged file must not keep the machine busy with a million layers.
+_LARGEST = {"vocab_size": 2**24, "max_positions": 2**20, "num_layers": 1000}
+_LARGEST_SIZE = 2**16  # of all others
+_LARGEST_JSON = 2**24  # bytes of a config.json
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 
 
@@ -131,6 +136,8 @@ def read_config(file: pathlib.Path) -> EncoderConfig:
     wrong = [theirs.get(k, k) for k, v in sizes.items() if type(v) is not int or v < (k != "type_vocab_size")]
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)} must be given as positive integers")
+    if large := [theirs.get(k, k) for k in too_large(sizes)]:
+        raise UserError(f"{file}: {', '.join(large)} cannot be so large; fetch the file again")
     if sizes["hidden_size"] % sizes["num_heads"]:
         raise UserError(f"{file}: hidden size {sizes['hidden_size']} is not divisible by {sizes['num_heads']} heads")
     activation = c.get("hidden_act" if kind == "bert" else "activation", "gelu")
@@ -146,6 +153,11 @@ def read_config(file: pathlib.Path) -> EncoderConfig:
     return EncoderConfig(
         **sizes, norm_eps=eps, activation=_ACTIVATIONS[activation], hidden_dropout=float(dropout), architecture=kind
     )
+
+
+def too_large(sizes: Mapping[str, int]) -> list[str]:
+    """Those sizes of an EncoderConfig that no encoder has."""
+    return [name for name, size in sizes.items() if size > _LARGEST.get(name, _LARGEST_SIZE)]
 
 
 def read_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
@@ -287,10 +299,12 @@ def _hf_config(config: EncoderConfig) -> dict:
 
 def _read_json(file: pathlib.Path) -> dict:
     try:
+        if file.stat().st_size > _LARGEST_JSON:
+            raise UserError(f"{file}: larger than {_LARGEST_JSON >> 20} MiB; fetch the file again")
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{file}: {e.strerror or e}") from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file}: not JSON ({_one_line(e)})") from e
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected a JSON object")

@@ -5,12 +5,15 @@ import time
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 import run
 
 from configs import benchmark as benchmark_config
 from experiments import benchmark
+from experiments.benchmarks import peer
 from experiments.benchmarks.timing import interleaved, ratios, spread
+from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 
 
@@ -33,6 +36,7 @@ def test_spread_is_median_and_quartiles() -> None:
         ({"what": "gradcash"}, "what is 'gradcash'; choose from gradcache"),
         ({"repetitions": 1}, "repetitions is 1; it must be at least 2"),
         ({"data.tc.chunk_rows": 0}, "data.tc.chunk_rows is 0; give the number of rows in a chunk"),
+        ({"what": "peer"}, "what=peer needs "),
     ],
 )
 def test_setting_is_refused(changes: dict, message: str, tmp_path: Path) -> None:
@@ -81,3 +85,14 @@ def test_the_cost_of_logged_gram_matrices_is_measured(tmp_path_factory: pytest.T
     schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_conflict.schema.json").read_text())
     jsonschema.Draft202012Validator(schema).validate(content)
     assert content["families"] == ["ner", "tc"]
+
+
+def test_the_peer_gets_the_texts_of_the_packed_batch() -> None:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 99, n) for n in rng.integers(2, 17, 14)]
+    order, packing = pack([[len(t)] for t in texts], Layout.of(6, 32))
+    batch = {"ids": packing.lay([texts[i] for i in order]), "segments": packing.segments()}
+    found = peer.unpacked(batch, "ids", packing.layout.per_row)
+    assert len(order) == len(texts) and sorted(found) == sorted(packing.slot)
+    for i, slot in zip(order, packing.slot):
+        np.testing.assert_array_equal(found[int(slot)], texts[i])

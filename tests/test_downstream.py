@@ -21,7 +21,7 @@ from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.encode import pad_ids
 from jaxprefit.data.packing import Layout, packed
-from jaxprefit.downstream import batches, cells, mteb, seeds
+from jaxprefit.downstream import batches, cells, mteb, seeds, significance
 from jaxprefit.downstream.evaluate import ill_formed, ner_scores, tc_scores
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.finetune import (
@@ -471,6 +471,9 @@ def test_a_cell_is_written_and_read_and_its_scores_follow_from_its_predictions(
         cells.write(tmp_path / "cells" / family, cell)
         again = cells.read(tmp_path / "cells" / family)
         assert again == cell and cells.scores(data, again.predictions) == again.scores
+        total = np.sum(again.counts, 0)
+        score = significance.f1(total) if family == "ner" else significance.accuracy(total)
+        assert score == pytest.approx(again.scores["f1" if family == "ner" else "accuracy"])
     (tmp_path / "cells" / "ner").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         cells.read(tmp_path / "cells" / "ner")

@@ -25,7 +25,15 @@ from jaxprefit.preemption import Preempted
 from jaxprefit.sharding import make_mesh
 from jaxprefit.train import TrainState
 
-META: Any = {"config": {}, "encoder": {}, "families": {}, "data": {}, "tokenizer": ""}
+META: Any = {
+    "config": {},
+    "encoder": {},
+    "families": {},
+    "data": {},
+    "tokenizer": "",
+    "strategy": "",
+    "touch_table": [],
+}
 
 
 def state(step: int) -> TrainState:

@@ -216,6 +216,17 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     for c, done in ((runnable, True), (changed, False)):
         one = study_grid.expand(c).runs[1]
         assert bool(prefinetune.finished(one.config, whole / one.folder)) == done
+    # Tests by task follow from the cells' files, for the pairs that a claim is about.
+    for r in content["results"]:
+        assert all(set(t["versus"]) == ({"none"} if r["variant"] == "individual" else set()) for t in r["tasks"])
+    (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("individual", "tc", 1.0))
+    (task,), means = one["tasks"], {}
+    for variant in ("individual_tc", "none"):
+        scores = json.loads((whole / f"random/{variant}-seed0/downstream/probe-1-tc/scores.json").read_text())
+        (means[variant],) = (t["mean"]["accuracy"] for t in scores["tasks"])
+    found = task["versus"]["none"]
+    assert found["difference"] == pytest.approx(means["individual_tc"] - means["none"])
+    assert np.shape(found["mcnemar"]) == (1, 2) and found["p_holm"] == found["p_value"]
     costs = {c["variant"]: c for c in content["costs"]}
     assert [costs[v]["backbones"] for v in ("none", "individual", "averaged")] == [1, 2, 1]
     assert costs["individual"]["train_tokens"] == costs["averaged"]["train_tokens"] != {}

@@ -1,4 +1,5 @@
-"""One finished cell of a grid, a task with a seed, as one file: its scores and the predictions they come from.
+"""One finished cell of a grid, a task with a seed, as one file: its scores, and the predictions they come from, with
+what is right in each row, so that two cells can be tested against each other without the data.
 
 A cell appears whole or not at all, so that a grid can be stopped at any moment and continued.
 """
@@ -16,7 +17,8 @@ from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 
-CELL_VERSION = 1
+CELL_VERSION = 2
+ROWS = ("predictions", "counts")  # one line of numbers per test row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Cell:
     scores: dict[str, float]
     labels: tuple[str, ...]
     predictions: Predictions  # indices into labels, per test row
+    counts: list[list[int]]  # per test row, what `significance.paired_bootstrap` takes: [N, 3] of NER, [N, 2] of TC
 
 
 def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
@@ -40,7 +43,7 @@ def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
         return predictions
     return Cell(
         data.name, data.family, seed, found.train_rows, found.unseen, scores(data, predictions), data.task.labels,
-        predictions,
+        predictions, counts(data, predictions).tolist(),
     )  # fmt: skip
 
 
@@ -51,7 +54,7 @@ def scores(data: TaskData, predictions: Predictions) -> dict[str, float]:
 
 
 def counts(data: TaskData, predictions: Predictions) -> np.ndarray:
-    """What `significance.paired_bootstrap` takes: [N, 3] per sentence of a NER task, [N, 2] per text of a TC task."""
+    """[N, 3] per sentence of a NER task: right, wrong and missed spans; [N, 2] per text of a TC task: right, wrong."""
     labels, rows = data.task.labels, [data.test[i] for i in range(len(data.test))]
     if data.task.kind == "ner":
         tags = [[labels[c] for c in classes] for classes in predictions]
@@ -60,9 +63,10 @@ def counts(data: TaskData, predictions: Predictions) -> np.ndarray:
 
 
 def write(file: pathlib.Path, cell: Cell) -> None:
-    """One line of text per test row, its classes by number."""
+    """One line of text per test row, its classes by number; another for its counts."""
     content: dict[str, Any] = {"schema": "jaxprefit.cell", "version": CELL_VERSION, **dataclasses.asdict(cell)}
-    content["predictions"] = [" ".join(map(str, classes)) for classes in cell.predictions]
+    for key in ROWS:
+        content[key] = [" ".join(map(str, numbers)) for numbers in content[key]]
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, content)
 
@@ -73,7 +77,8 @@ def read(file: pathlib.Path) -> Cell:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content.pop("schema") != "jaxprefit.cell" or content.pop("version") != CELL_VERSION:
             raise UserError(f"{file} is a cell of another version; delete it, and it is computed again")
-        content["predictions"] = [[int(c) for c in line.split()] for line in content["predictions"]]
+        for key in ROWS:
+            content[key] = [[int(c) for c in line.split()] for line in content[key]]
         content["unseen"], content["labels"] = tuple(content["unseen"]), tuple(content["labels"])
         return Cell(**content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

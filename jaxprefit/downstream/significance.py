@@ -164,7 +164,11 @@ def violation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.
 
 
 def almost_stochastic_order(
-    first: Sequence[float], second: Sequence[float], confidence: float = 0.95, draws: int = 1000, seed: int = 0
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
+    confidence: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> float:
     """Upper bound at `confidence` on `violation`: below 0.5, `first` is almost stochastically larger.
 

@@ -1,0 +1,56 @@
+"""What the item `meta` of a checkpoint must hold, so that what is read from a file is never taken on trust."""
+
+import dataclasses
+import re
+from typing import Any
+
+from jaxprefit.encoder import EncoderConfig
+from jaxprefit.pretrained import too_large
+
+_TYPES: dict[str, type] = {
+    "step": int,
+    "items": list,
+    "config": dict,
+    "encoder": dict,
+    "strategy": str,
+    "touch_table": list,
+    "families": dict,
+    "data": dict,
+    "tokenizer": str,
+}
+_ITEM = re.compile(r"backbone|(lora|head)\.[A-Za-z0-9_]+")  # the name of a folder, never a path
+
+
+def problem(meta: dict[str, Any]) -> str:
+    """What is wrong with the content, in a few words; '' where nothing is."""
+    for key, kind in _TYPES.items():
+        if type(meta.get(key)) is not kind:
+            return f"{key} is not given as {kind.__name__}"
+    if bad := [item for item in meta["items"] if not (isinstance(item, str) and _ITEM.fullmatch(item))]:
+        return f"items has {str(bad[0])[:100]!r}"
+    if "backbone" not in meta["items"]:
+        return "items has no backbone"
+    for row in meta["touch_table"]:
+        match row:
+            case [str(), list() as families] if all(isinstance(f, str) for f in families):
+                continue
+        return f"touch_table has {str(row)[:100]!r}"
+    return _encoder_problem(meta["encoder"])
+
+
+def _encoder_problem(found: dict[str, Any]) -> str:
+    fields = {f.name: type(f.default) for f in dataclasses.fields(EncoderConfig)}
+    if unknown := found.keys() - fields.keys():
+        return f"encoder has '{min(unknown)[:100]}'"
+    found = dataclasses.asdict(EncoderConfig()) | found
+    for key, value in found.items():
+        if type(value) is not fields[key] and not (fields[key] is float and type(value) is int):
+            return f"encoder.{key} is {str(value)[:100]!r}"
+    sizes = {key: found[key] for key, kind in fields.items() if kind is int}
+    if small := [key for key, size in sizes.items() if size < (key != "type_vocab_size")]:
+        return f"encoder.{small[0]} is {sizes[small[0]]}"
+    if large := too_large(sizes):
+        return f"encoder.{large[0]} is {sizes[large[0]]}"
+    if found["hidden_size"] % found["num_heads"]:
+        return f"encoder.hidden_size is {found['hidden_size']}, of {found['num_heads']} heads"
+    return ""
