@@ -84,7 +84,7 @@ def read(advice: str) -> dict[str, Any]:
         raise UserError(f"{advice} cannot be read as JSON ({type(e).__name__}); mode advise writes it") from None
     unknown = set(found) - {"layers", "last_layers", "targets", "rank", "alpha"} if isinstance(found, dict) else {"it"}
     if unknown:
-        raise UserError(f"{advice} holds '{sorted(unknown)[0]}', which is no setting of LoRA; mode advise writes it")
+        raise UserError(f"{advice} holds {min(unknown)[:100]!r}, which is no setting of LoRA; mode advise writes it")
     return found
 
 
