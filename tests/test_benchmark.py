@@ -87,6 +87,18 @@ def test_the_cost_of_logged_gram_matrices_is_measured(tmp_path_factory: pytest.T
     assert content["families"] == ["ner", "tc"]
 
 
+def test_the_cost_of_lora_is_measured(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    config = benchmark_config.get_config()
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    config.update_from_flattened_dict({**run.TINY, "data.cache": str(cache)})
+    config.data.tc.chunk_rows = 0
+    config.update({"what": "lora", "repetitions": 2})
+    content = benchmark.run(config, tmp_path / "run")
+    schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_lora.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(content)
+    assert content["finetuning"]["steps"] == 3
+
+
 def test_the_peer_gets_the_texts_of_the_packed_batch() -> None:
     rng = np.random.default_rng(0)
     texts = [rng.integers(1, 99, n) for n in rng.integers(2, 17, 14)]
