@@ -2,10 +2,12 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,27 @@ def call(experiment: str, *args: str, devices: int = 1) -> subprocess.CompletedP
         finally:
             process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_together(experiment: str, *args: str, processes: int = 2, devices: int = 4) -> list[subprocess.Popen[str]]:
+    """As `start`, several processes that know of each other, each with so many devices and its stderr piped."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    places = [f"--distributed={address},{number},{processes}" for number in range(processes)]
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return [start(experiment, *args, place, devices=devices, **quiet) for place in places]
+
+
+def end_together(processes: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str]]:
+    """(exit status, stderr) of each when it has ended, all within so many seconds; what has not ended is killed."""
+    end = time.monotonic() + timeout
+    try:
+        errors = [p.communicate(timeout=max(end - time.monotonic(), 0))[1] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [(p.returncode, error) for p, error in zip(processes, errors)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
