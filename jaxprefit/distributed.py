@@ -10,13 +10,14 @@ they need one workdir that all of them see. A process that says nothing for a wh
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import re
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxprefit.errors import UserError
 
 FLAG = "Several processes: auto (Slurm, Open MPI, TPU pods, Kubernetes), or ADDRESS:PORT,NUMBER,COUNT."
+_FAREWELL = 10  # seconds in which processes that end for the same reason do
 _PATIENCE = 24 * 3600  # seconds that processes may prepare data; a lost one is noticed long before
 
 
@@ -47,6 +49,7 @@ def joined(spec: str, join_within: int, lost_after: int) -> Iterator[None]:
         yield
         return
     arguments = _arguments(spec)
+    faulthandler.disable()  # a stack of each thread would hide why JAX aborts
     jax.config.update("jax_enable_preemption_service", False)  # its handler of SIGTERM would replace ours
     try:
         jax.distributed.initialize(
@@ -56,7 +59,7 @@ def joined(spec: str, join_within: int, lost_after: int) -> Iterator[None]:
             shutdown_timeout_seconds=lost_after,
         )
         number, count = jax.process_index(), jax.process_count()
-    except (RuntimeError, ValueError) as e:  # no scheduler, a port in use, a process that does not come
+    except Exception as e:  # no scheduler, a port in use, a process that does not come: each raises its own
         raise UserError(f"--distributed={spec}: the processes cannot be joined ({_line(e)}); {_ADVICE}") from e
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if number else sys.stdout):
@@ -93,18 +96,36 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def first_alone(name: str) -> Iterator[None]:
-    """Process 0 goes through the context before the others, which then find what it made, such as prepared data.
+    """Process 0 goes through the context before the others, which then find what it made, such as prepared data; all
+    leave it together, since what they compute together waits for a process half a minute at most on the CPU.
 
     `name` may be used once. The others follow even where process 0 fails, to fail for the same reason.
     """
-    meet = ocp.multihost.get_barrier_sync_fn() if jax.distributed.is_initialized() else lambda **_: None
     if not first():
-        meet(key=name, timeout_ms=1000 * _PATIENCE)
+        _meet(name, _PATIENCE)
     try:
         yield
     finally:
         if first():
-            meet(key=name, timeout_ms=1000 * _PATIENCE)
+            _meet(name, _PATIENCE)
+    _meet(f"{name} is there", _PATIENCE)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process after a fault. Where the others do not end too it goes without notice, so that they find it
+    lost: JAX's way out would wait for them, and then abort."""
+    sys.stderr.flush()
+    try:
+        _meet("the end", _FAREWELL)
+    except Exception:  # whatever a barrier raises when someone does not come
+        os._exit(status)
+    sys.exit(status)
+
+
+def _meet(name: str, within: int) -> None:
+    """Returns when all processes have called it with `name`, which may be used once; raises after so many seconds."""
+    if jax.distributed.is_initialized():
+        ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=1000 * within)
 
 
 def require_alike(content: Any) -> None:
