@@ -60,6 +60,8 @@ AT_LEAST = {
     "run.log_every": 1,
     "run.eval_every": 0,
     "run.nonfinite_limit": 1,
+    "run.join_within": 1,
+    "run.lost_after": 1,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
     "conflict.lookahead": 0,

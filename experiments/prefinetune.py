@@ -25,8 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import wiring
+from experiments.checks import check
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
+from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked, write_json, write_text
 from jaxprefit.optim import Flat
@@ -35,9 +37,19 @@ from jaxprefit.strategies import Strategy, trainable_and_total
 SUMMARY_VERSION = 2
 
 
+def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> None:
+    """`run`, in one process or in all that `distributed` names."""
+    check(config)  # before the others are waited for
+    with joined(distributed, config.run.join_within, config.run.lost_after):
+        run(config, workdir)
+
+
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
-    parts = wiring.make_run(config, workdir)
+    with first_alone("data"):
+        parts = wiring.make_run(config, workdir)
+    settings = flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
+    require_alike([{k: v for k, v in settings.items() if k not in PLACES}, wiring.data_fingerprints(parts)])
     print_counts(parts.setup.strategy, parts.setup.strategy.counts(parts.params))
     with locked(workdir):
         return train_and_score(parts, config, workdir)
@@ -199,4 +211,4 @@ def print_counts(strategy: Strategy, counts: dict[str, tuple[int, tuple[str, ...
 
 
 if __name__ == "__main__":
-    cli.run(run, __doc__ or "")
+    cli.run(main, __doc__ or "", distributed=FLAG)

@@ -27,25 +27,41 @@ from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
 from jaxprefit.data.vocabulary import train_wordpiece
+from jaxprefit.distributed import FLAG, first, first_alone, joined
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
+from jaxprefit.loading import Model
 
 SUMMARY_VERSION = 1
 STRATEGY = "individual_mlm"
 VOCABULARY_TEXTS = 100_000  # a vocabulary is trained on at most so many
 
 
+def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> None:
+    """`run`, in one process or in all that `distributed` names."""
+    check(config)  # before the others are waited for
+    with joined(distributed, config.run.join_within, config.run.lost_after):
+        run(config, workdir)
+
+
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
-    """Trains, or continues, exports, and returns what warmstart.json holds."""
+    """Trains, or continues, exports, and returns what warmstart.json holds; {} in all processes but the first."""
     check(config)
     if config.strategy != STRATEGY:
         raise UserError(f"strategy is '{config.strategy}'; a warm start trains by '{STRATEGY}'")
     if not config.data.mlm.sources:
         raise UserError("data.mlm.sources is empty; name at least one source of text")
     if not (config.model.path or config.model.vocab_path):
-        config.model.vocab_path = str(vocabulary(config, wiring.cache_folder(config, workdir)))
+        with first_alone("vocabulary"):
+            config.model.vocab_path = str(vocabulary(config, wiring.cache_folder(config, workdir)))
     trained = prefinetune.run(config, workdir)
-    model = jaxprefit.load(workdir)
+    model = jaxprefit.load(workdir)  # by all processes, which read a checkpoint together
+    with first_alone("encoder"):
+        return export(model, trained, config, workdir) if first() else {}
+
+
+def export(model: Model, trained: dict[str, Any], config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+    """Writes the encoder and the summary, which it returns; `trained` is that of the run."""
     if not (workdir / "encoder").exists():
         model.export(workdir / "encoder")
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -111,4 +127,4 @@ def vocabulary(config: ConfigDict, cache: pathlib.Path) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    cli.run(run, __doc__ or "", config="configs/warmstart.py")
+    cli.run(main, __doc__ or "", config="configs/warmstart.py", distributed=FLAG)

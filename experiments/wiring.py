@@ -31,7 +31,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
 from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
-from jaxprefit.sharding import check_rows, make_mesh, put_state, row_devices, shardings
+from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state, row_devices, shardings
 
 Parts = list[tuple[str, mixture.Rows]]
 Scores = dict[str, dict[str, float]]
@@ -335,7 +335,7 @@ def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.
     def score(flat: Mapping[str, jax.Array]) -> Scores:
         scores = {}
         for name in (n for n in run.setup.families if batches[n]):
-            results = [jax.device_get(evaluate[name](flat, batch)) for batch in batches[name]]
+            results = [jax.device_get(evaluate[name](flat, put_batch(run.mesh, b))) for b in batches[name]]
             scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
             scores[name]["batches"] = len(results)
         return scores

@@ -9,7 +9,8 @@
         meta          format version, config, encoder, touch table, step, names of all items
         SHA256SUMS    checksums of all these files, compared before anything of them is used
 
-A step's folder appears under its final name only when everything in it but the checksums is written.
+A step's folder appears under its final name only when everything in it but the checksums is written. Of several
+processes (`distributed`) each writes the parts of arrays that its devices hold, and the first all the rest.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit import checkpoint_meta, checksums
 from jaxprefit.errors import UserError
+from jaxprefit.sharding import put
 from jaxprefit.train import TrainState
 
 FORMAT_VERSION = 1
@@ -113,7 +115,7 @@ class Checkpoints:
         except Exception as e:  # Orbax and TensorStore raise many kinds
             raise _damaged(folder, f"an item is damaged ({_reason(e)})") from e
         params = flatten_dict(_tree({name: restored[name] for name in _items(like.params)}), sep="/")
-        at = jax.device_put(np.asarray(step, np.int32), like.step.sharding)
+        at = put(np.asarray(step, np.int32), like.step.sharding)
         return TrainState(at, params, restored["optimizer"], restored.get("surgery", ())), restored["data"]
 
 

@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from jaxprefit.distributed import leave
 from jaxprefit.errors import UserError
 from jaxprefit.preemption import Preempted, end_at_once
 
@@ -146,4 +147,4 @@ def _leaves(file: str) -> dict[str, Any]:
 
 def _fail(message: str, status: int = USER_ERROR_STATUS) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(status)
+    leave(status)

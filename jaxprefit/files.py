@@ -1,4 +1,4 @@
-"""Writing result files: whole or not at all, and by one process."""
+"""Writing result files: whole or not at all, and by one process: of several in a run (`distributed`), by the first."""
 
 import contextlib
 import fcntl
@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from jaxprefit.distributed import first
 from jaxprefit.errors import UserError
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes `text` to a temporary sibling first, so that `path` never holds half of it."""
+    if not first():
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
@@ -27,11 +30,14 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
-    """Makes `folder` and keeps other processes that ask for it by this function out while the context is open.
+    """Makes `folder` and keeps other runs that ask for it by this function out while the context is open.
 
     The system lifts the lock when the process ends, however that happens. Raises UserError where another process has
     the lock, or where nothing can be written to the folder.
     """
+    if not first():
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a+")

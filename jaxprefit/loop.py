@@ -1,5 +1,5 @@
 """The training loop: progress, `metrics.jsonl`, periodic checkpoints, exact resume, a stop on non-finite loss or on
-SIGTERM."""
+SIGTERM. In several processes (`distributed`) all go through it alike, and the first writes the lines."""
 
 import dataclasses
 import json
@@ -7,13 +7,14 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.data.mixture import Drawn
+from jaxprefit.distributed import Agreement, first
 from jaxprefit.errors import UserError
 from jaxprefit.nonfinite import Watch
 from jaxprefit.preemption import Notice, Preempted
@@ -51,11 +52,12 @@ def run(
     they are read at once, so that a non-finite loss is never saved. Raises UserError naming the step at which a loss
     or gradient is not finite, or the last of too many in a row that were skipped; the last good checkpoint stays, and
     the batches are in the workdir's folder nonfinite. Raises Preempted after the step in which SIGTERM came, with a
-    checkpoint of it.
+    checkpoint of it; of several processes all do, after the next step, whichever of them was told.
     """
     start = int(state.step)
     writer = MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every)
-    with Notice() as notice, writer, TrainingProgress(cfg.steps, start, list(streams)) as progress:
+    agreed = Agreement(mesh)
+    with Notice() as notice, writer, TrainingProgress(cfg.steps, start, list(streams), first()) as progress:
         watch = Watch(workdir / "nonfinite", cfg.nonfinite, cfg.nonfinite_limit)
         pending: tuple[int, dict, dict[str, Drawn]] | None = None
 
@@ -82,7 +84,7 @@ def run(
                 state, metrics = step_fn(state, batches)
                 flush()
                 pending = number, metrics, drawn
-            ending = notice.given
+            ending = agreed(notice.given)
             if ending or number % cfg.checkpoint_every == 0 or number == cfg.steps:
                 flush()
                 if not all_finite(state.params):
@@ -109,10 +111,16 @@ def positions(streams: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl`, after dropping lines past `start`: what a resumed run will write again."""
+    """Appends to `metrics.jsonl`, after dropping lines past `start`: what a resumed run will write again.
+
+    Of several processes the first does; the others make up the lines and write none.
+    """
 
     def __init__(self, path: pathlib.Path, start: int, every: int):
         self.every, self.clock = every, time.perf_counter()
+        self.file: TextIO | None = None
+        if not first():
+            return
         kept = lines_up_to(path, start)
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(kept))
@@ -123,7 +131,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
 
     def write(
         self, number: int, values: Mapping[str, np.ndarray], drawn: Mapping[str, Drawn], skipped: Sequence[str] = ()
@@ -139,14 +148,15 @@ class MetricsWriter:
         line |= {f"useful/{name}": round(d.useful, 4) for name, d in drawn.items()}
         rate = sum(tokens.values()) / max(seconds, 1e-9)
         line |= {"seconds": round(seconds, 4), "tokens_per_s": round(rate, 1)}
-        if number % self.every == 0 or skipped:
+        if self.file and (number % self.every == 0 or skipped):
             self.file.write(json.dumps(line) + "\n")
             self.file.flush()
         return line
 
     def sync(self) -> None:
         """Makes sure that what was written survives a crash of the machine."""
-        os.fsync(self.file.fileno())
+        if self.file:
+            os.fsync(self.file.fileno())
 
 
 def skipped_steps(path: pathlib.Path) -> int:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprefit.distributed import first
 from jaxprefit.errors import UserError
 
 POLICIES = ("stop", "skip")
@@ -38,7 +39,7 @@ class Watch:
         """
         found = sorted(k for k, v in values.items() if k.startswith(_TELLING) and not np.isfinite(v))
         self.row = self.row + 1 if found else 0
-        if found:
+        if found and first():
             self._keep(number, batches)
         if self.row == self.limit:
             times = f" in {self.row} steps in a row (run.nonfinite_limit)" if self.limit > 1 else ""

@@ -14,10 +14,10 @@ QUIET_SECONDS = 30  # between lines where there is no terminal
 
 
 class TrainingProgress:
-    """Shows step, losses, useful tokens per second and ETA, on standard error."""
+    """Shows step, losses, useful tokens per second and ETA, on standard error, if `visible`."""
 
-    def __init__(self, steps: int, start: int, families: Sequence[str]):
-        self.steps, self.start, self.families = steps, start, families
+    def __init__(self, steps: int, start: int, families: Sequence[str], visible: bool = True):
+        self.steps, self.start, self.families, self.visible = steps, start, families, visible
         self.began = self.shown = time.perf_counter()
         console = rich.console.Console(stderr=True)
         self.bar = rich.progress.Progress(
@@ -28,7 +28,7 @@ class TrainingProgress:
             rich.progress.TextColumn("ETA"),
             rich.progress.TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not (visible and console.is_terminal),
         )
         self.task = self.bar.add_task("", total=steps, completed=start, text="")
 
@@ -45,7 +45,7 @@ class TrainingProgress:
         text = f"{losses}  {line['tokens_per_s']:,.0f} tokens/s"
         self.bar.update(self.task, completed=step, text=text)
         now = time.perf_counter()
-        if self.bar.disable and now - self.shown > QUIET_SECONDS:
+        if self.visible and self.bar.disable and now - self.shown > QUIET_SECONDS:
             left = (now - self.began) / (step - self.start) * (self.steps - step)
             eta = datetime.timedelta(seconds=round(left))
             print(f"step {step}/{self.steps}  {text}  ETA {eta}", file=sys.stderr, flush=True)

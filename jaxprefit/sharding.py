@@ -38,12 +38,15 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def make_mesh(devices: int = 0, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh over the first `devices` devices, 0 for all; an axis of size -1 takes what the others leave.
 
-    Raises UserError where there are fewer devices, or where the axes do not make up their number.
+    Raises UserError where there are fewer devices, where the axes do not make up their number, or where some are left
+    out though several processes have them.
     """
     available = jax.devices()
     if devices < 0 or devices > len(available):
         raise UserError(f"devices is {devices}; this machine shows {len(available)} ({available[0].platform})")
     chosen = available[: devices or len(available)]
+    if len(chosen) < len(available) and jax.process_count() > 1:
+        raise UserError(f"devices is {devices}; several processes use all {len(available)} together: set it to 0")
     sizes = [data, fsdp, tensor]
     rest = math.prod(n for n in sizes if n != -1)
     if len(chosen) % rest if -1 in sizes else rest != len(chosen):
@@ -82,14 +85,29 @@ def shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A host batch onto the mesh, its leading axis split over `ROWS`."""
-    sharding = NamedSharding(mesh, PartitionSpec(ROWS))
-    return {name: jax.device_put(array, sharding) for name, array in batch.items()}
+    """A host batch onto the mesh, its leading axis split over `ROWS`. Of several processes each puts its rows."""
+    return put(batch, dict.fromkeys(batch, NamedSharding(mesh, PartitionSpec(ROWS))))
 
 
 def put_state(mesh: Mesh, state: Any) -> Any:
     """Flat parameters or a train state onto the mesh, by the rules."""
-    return jax.device_put(state, shardings(mesh, state))
+    return put(state, shardings(mesh, state))
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """A tree of host arrays, or of this process's arrays, laid out by a tree of shardings.
+
+    Where these reach over several processes, each has the whole tree and puts on its devices what they are to hold.
+    """
+    if all(s.is_fully_addressable for s in jax.tree.leaves(shardings)):
+        return jax.device_put(tree, shardings)
+
+    # device_put would do it too, but have all processes compare each array first.
+    def part(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(part, tree, shardings)
 
 
 def row_devices(mesh: Mesh) -> int:

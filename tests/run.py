@@ -2,10 +2,12 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +64,15 @@ def flags(cache: Path, changes: Mapping[str, Any] | None = None) -> list[str]:
 
 def start(experiment: str, *args: str, devices: int = 1, **streams: Any) -> subprocess.Popen:
     """`python -m experiments.EXPERIMENT ARGS` from the repository's root on so many simulated devices, running."""
+    return _python("-m", f"experiments.{experiment}", *args, devices=devices, **streams)
+
+
+def _python(*args: str, devices: int, **streams: Any) -> subprocess.Popen:
     kept = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     xla = f"{kept} --xla_force_host_platform_device_count={devices}".strip()
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "JAX_COMPILATION_CACHE_DIR": COMPILED.name}
     env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
-    return subprocess.Popen([sys.executable, "-m", f"experiments.{experiment}", *args], cwd=ROOT, env=env, **streams)
+    return subprocess.Popen([sys.executable, *args], cwd=ROOT, env=env, **streams)
 
 
 def call(experiment: str, *args: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
@@ -78,6 +84,28 @@ def call(experiment: str, *args: str, devices: int = 1) -> subprocess.CompletedP
         finally:
             process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_together(*args: str, processes: int = 2, devices: int = 4) -> list[subprocess.Popen[str]]:
+    """`python ARGS` in several processes that are told of each other by a last argument --distributed=..., each with so
+    many devices and its stderr piped."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{s.getsockname()[1]}"
+    places = [f"--distributed={address},{number},{processes}" for number in range(processes)]
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return [_python(*args, place, devices=devices, **quiet) for place in places]
+
+
+def end_together(processes: Sequence[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str]]:
+    """(exit status, stderr) of each when it has ended, all within so many seconds; what has not ended is killed."""
+    end = time.monotonic() + timeout
+    try:
+        errors = [p.communicate(timeout=max(end - time.monotonic(), 0))[1] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [(p.returncode, error) for p, error in zip(processes, errors)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
