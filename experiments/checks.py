@@ -59,6 +59,7 @@ AT_LEAST = {
     "run.keep": 1,
     "run.log_every": 1,
     "run.eval_every": 0,
+    "run.accumulate": 1,
     "run.nonfinite_limit": 1,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,
