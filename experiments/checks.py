@@ -13,7 +13,7 @@ from configs.datasets import DATASETS
 from jaxprefit.data.filtering import LEVELS
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.tasks import TASKS
-from jaxprefit.encoder import EncoderConfig
+from jaxprefit.encoder import REMAT, EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
@@ -92,6 +92,7 @@ CHOICES = {
     "data.mlm.exhaustion": EXHAUSTION,
     "data.mlm.masking": MASKINGS,
     "run.nonfinite": POLICIES,
+    "run.remat": tuple(REMAT),
     "downstream.split": ("test", "dev"),
 }
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")

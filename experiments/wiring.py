@@ -203,7 +203,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     families = {name: data[name].family for name in strategy.families}
     weights = {name: config.data[name].loss_weight for name in families}
     parts = accumulation(config, config.run.accumulate, families, row_devices(mesh))
-    setup = train.Setup(Encoder(start.config), families, strategy, weights, spec.dropout, parts=parts)
+    setup = train.Setup(Encoder(start.config, config.run.remat), families, strategy, weights, spec.dropout, parts=parts)
     params = train.init_params(strategy, families, start, spec, jax.random.key(config.seed))
     return Run(start, data, setup, optimizer, mesh, params, aggregate)
 
@@ -290,7 +290,7 @@ def reopen(
         if family.describe() != model.meta["families"][name]:
             raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
     parts = accumulation(saved, config.run.accumulate, families, 1)
-    return saved, data, train.Setup(Encoder(model.config), families, strategy, {}, parts=parts)
+    return saved, data, train.Setup(Encoder(model.config, config.run.remat), families, strategy, {}, parts=parts)
 
 
 def original(model: Model, config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
