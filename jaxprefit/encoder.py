@@ -31,7 +31,7 @@ REMAT = {
 }
 """What the backward pass of a layer finds in memory: all; the layer's input alone; also what its linear maps gave. The
 rest it computes again (rematerialisation; Chen et al., 2016, arXiv 1604.06174). On the CPU XLA orders a program for
-parallelism and gives the memory back only with XLA_FLAGS=--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED."""
+parallelism, and saves memory only under XLA_FLAGS=--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED."""
 
 
 @dataclasses.dataclass(frozen=True)
