@@ -60,6 +60,7 @@ AT_LEAST = {
     "run.log_every": 1,
     "run.eval_every": 0,
     "run.accumulate": 1,
+    "run.profile": 0,
     "run.nonfinite_limit": 1,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
     "conflict.seed": 0,

@@ -341,7 +341,7 @@ def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:
 def loop_config(config: ConfigDict, steps: int, checkpoint_every: int) -> loop.LoopConfig:
     """The loop's settings, for the step of `make_step`."""
     c = config.run
-    return loop.LoopConfig(steps, checkpoint_every, c.log_every, c.nonfinite, c.nonfinite_limit)
+    return loop.LoopConfig(steps, checkpoint_every, c.log_every, c.nonfinite, c.nonfinite_limit, c.profile)
 
 
 def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, np.ndarray]]]:
