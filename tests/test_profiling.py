@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprefit import loop
+from configs import default
+from jaxprefit import cli, loop
 from jaxprefit.data.mixture import Drawn
 from jaxprefit.profiling import WARM_UP, operations
 from jaxprefit.sharding import make_mesh
@@ -82,3 +83,22 @@ def test_an_operation_does_not_count_what_it_contains() -> None:
         ("dot", 8, 2), ("fusion", 7, 2), ("while", 3, 1),
     ]  # fmt: skip
     assert operations({}) == []
+
+
+def test_compiled_programs_are_kept_beside_the_data_caches_unless_told_otherwise(tmp_path: Path) -> None:
+    config, workdir, before = default.get_config(), tmp_path / "runs" / "first", jax.config.jax_compilation_cache_dir
+
+    def folder(given: str | None) -> str | None:
+        jax.config.update("jax_compilation_cache_dir", given)
+        cli._keep_compiled(config, workdir)
+        return jax.config.jax_compilation_cache_dir
+
+    try:
+        assert folder(None) == str(tmp_path / "runs" / "cache" / "compiled")
+        assert folder("/named/by/the/environment") == "/named/by/the/environment"
+        config.data.cache = str(tmp_path / "elsewhere")
+        assert folder(None) == str(tmp_path / "elsewhere" / "compiled")
+        config.run.compilation_cache = False
+        assert folder(None) is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
