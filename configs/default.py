@@ -95,6 +95,10 @@ def get_config() -> ConfigDict:
     c.run.nonfinite_limit = 10  # skipped steps in a row that stop it all the same
     c.run.join_within = 300  # seconds that the processes of --distributed wait for one another at the start
     c.run.lost_after = 60  # seconds without a sign from one of them, after which the others end
+    c.run.profile = 0  # steps, after a few, whose time is looked into: WORKDIR/profile.txt and profile, a trace
+    c.run.compilation_cache = True  # what was compiled is kept, in CACHE/compiled, and the next start is faster
+    c.run.remat = "none"  # or, with less memory and more time, 'dots' or 'full': see jaxprefit/encoder.py
+    c.run.accumulate = 1  # micro-batches that a family's rows are cut into, one in memory at a time; tc: chunk_rows
     c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
     c.conflict = ConfigDict()

@@ -13,7 +13,7 @@ from configs.datasets import DATASETS
 from jaxprefit.data.filtering import LEVELS
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.tasks import TASKS
-from jaxprefit.encoder import EncoderConfig
+from jaxprefit.encoder import REMAT, EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
@@ -59,6 +59,8 @@ AT_LEAST = {
     "run.keep": 1,
     "run.log_every": 1,
     "run.eval_every": 0,
+    "run.accumulate": 1,
+    "run.profile": 0,
     "run.nonfinite_limit": 1,
     "run.join_within": 1,
     "run.lost_after": 1,
@@ -93,6 +95,7 @@ CHOICES = {
     "data.mlm.exhaustion": EXHAUSTION,
     "data.mlm.masking": MASKINGS,
     "run.nonfinite": POLICIES,
+    "run.remat": tuple(REMAT),
     "downstream.split": ("test", "dev"),
 }
 BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")

@@ -202,9 +202,34 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
             )
     families = {name: data[name].family for name in strategy.families}
     weights = {name: config.data[name].loss_weight for name in families}
-    setup = train.Setup(Encoder(start.config), families, strategy, weights, spec.dropout)
+    parts = accumulation(config, config.run.accumulate, families, row_devices(mesh))
+    setup = train.Setup(Encoder(start.config, config.run.remat), families, strategy, weights, spec.dropout, parts=parts)
     params = train.init_params(strategy, families, start, spec, jax.random.key(config.seed))
     return Run(start, data, setup, optimizer, mesh, params, aggregate)
+
+
+def accumulation(config: ConfigDict, parts: int, families: Mapping[str, Family], devices: int) -> dict[str, int]:
+    """Family -> `parts`, the number of micro-batches, for those that accumulate gradients.
+
+    Raises UserError where the rows of a family cannot be cut so, or where a family can neither accumulate nor encode
+    its rows in chunks.
+    """
+    out = {}
+    for name, family in families.items():
+        c = config.data[name]
+        if family.accumulates:
+            if c.rows % (parts * devices):
+                raise UserError(
+                    f"run.accumulate is {parts}; data.{name}.rows, {c.rows}, must be a multiple of that "
+                    f"times the {devices} devices on the data axes"
+                )
+            out[name] = parts
+        elif parts > 1 and not c.get("chunk_rows"):
+            raise UserError(
+                f"run.accumulate is {parts}, but the loss of {name} sees all texts of a batch together; "
+                f"set data.{name}.chunk_rows as well, such as {max(c.rows // parts, 1)}: there it saves the memory"
+            )
+    return out
 
 
 def streams(data: Mapping[str, FamilyData], trained: Iterable[str], config: ConfigDict, seed: int) -> dict[str, Any]:
@@ -264,7 +289,8 @@ def reopen(
     for name, family in families.items():
         if family.describe() != model.meta["families"][name]:
             raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
-    return saved, data, train.Setup(Encoder(model.config), families, strategy, {})
+    parts = accumulation(saved, config.run.accumulate, families, 1)
+    return saved, data, train.Setup(Encoder(model.config, config.run.remat), families, strategy, {}, parts=parts)
 
 
 def original(model: Model, config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
@@ -315,7 +341,7 @@ def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:
 def loop_config(config: ConfigDict, steps: int, checkpoint_every: int) -> loop.LoopConfig:
     """The loop's settings, for the step of `make_step`."""
     c = config.run
-    return loop.LoopConfig(steps, checkpoint_every, c.log_every, c.nonfinite, c.nonfinite_limit)
+    return loop.LoopConfig(steps, checkpoint_every, c.log_every, c.nonfinite, c.nonfinite_limit, c.profile)
 
 
 def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, np.ndarray]]]:

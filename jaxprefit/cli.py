@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import jax
 from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
@@ -67,6 +68,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
                 raise UserError("--config is missing; for example --config=configs/minilm.py")
             if not workdir.value:
                 raise UserError("--workdir is missing; for example --workdir=runs/first")
+            _keep_compiled(settings, pathlib.Path(workdir.value))
             main(settings, pathlib.Path(workdir.value), **{name: f.value for name, f in more.items()})
         except UserError as e:
             _fail(str(e))
@@ -80,6 +82,14 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
     logging.set_verbosity(logging.ERROR)
     sys.modules["__main__"].__doc__ = doc
     app.run(call, flags_parser=parse)
+
+
+def _keep_compiled(settings: ConfigDict, workdir: pathlib.Path) -> None:
+    """Lets the next process read what this one compiles, from a folder beside the data caches; a folder that
+    JAX_COMPILATION_CACHE_DIR names goes before it."""
+    if settings.run.compilation_cache and jax.config.jax_compilation_cache_dir is None:
+        folder = pathlib.Path(settings.data.cache or workdir.parent / "cache") / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 
 
 def _with_fragments(argv: Sequence[str], leaves: Mapping[str, Any]) -> list[str]:

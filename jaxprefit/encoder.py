@@ -24,6 +24,15 @@ import jax.numpy as jnp
 LINEAR_MAPS = ("query", "key", "value", "attention_output", "intermediate", "output")
 """The six linear maps of a layer, by their names in the parameter tree."""
 
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What the backward pass of a layer finds in memory: all; the layer's input alone; also what its linear maps gave. The
+rest it computes again (rematerialisation; Chen et al., 2016, arXiv 1604.06174). On the CPU XLA orders a program for
+parallelism, and saves memory only under XLA_FLAGS=--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
@@ -135,10 +144,14 @@ class Encoder(nn.Module):
     """
 
     config: EncoderConfig
+    remat: str = "none"  # a key of REMAT; changes memory and time of a gradient, nothing else
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config)
-        self.layer = [Layer(self.config) for _ in range(self.config.num_layers)]
+        policy = REMAT[self.remat]
+        # Arguments 3 and 4 are the dropout's: Python numbers, not arrays.
+        layer = nn.remat(Layer, static_argnums=(3, 4), policy=policy) if policy else Layer
+        self.layer = [layer(self.config) for _ in range(self.config.num_layers)]
 
     def __call__(
         self,

@@ -18,6 +18,7 @@ from jaxprefit.distributed import Agreement, first
 from jaxprefit.errors import UserError
 from jaxprefit.nonfinite import Watch
 from jaxprefit.preemption import Notice, Preempted
+from jaxprefit.profiling import Profile
 from jaxprefit.progress import TrainingProgress
 from jaxprefit.sharding import put_batch
 from jaxprefit.train import TrainState
@@ -34,6 +35,7 @@ class LoopConfig:
     log_every: int = 1  # steps between lines of metrics.jsonl
     nonfinite: str = "stop"  # or "skip", where `step_fn` skips such steps too
     nonfinite_limit: int = 10  # skipped steps in a row that end the run
+    profile: int = 0  # steps that are profiled
 
 
 def run(
@@ -56,8 +58,9 @@ def run(
     """
     start = int(state.step)
     writer = MetricsWriter(workdir / "metrics.jsonl", start, cfg.log_every)
-    agreed = Agreement(mesh)
-    with Notice() as notice, writer, TrainingProgress(cfg.steps, start, list(streams), first()) as progress:
+    agreed, profiled = Agreement(mesh), Profile(workdir, start, cfg.profile)
+    shown = TrainingProgress(cfg.steps, start, list(streams), first())
+    with Notice() as notice, writer, shown as progress, profiled as profile:
         watch = Watch(workdir / "nonfinite", cfg.nonfinite, cfg.nonfinite_limit)
         pending: tuple[int, dict, dict[str, Drawn]] | None = None
 
@@ -66,22 +69,28 @@ def run(
             if pending is not None:
                 number, metrics, drawn = pending
                 pending = None
-                values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
-                bad = watch.bad(number, values, {name: d.batch for name, d in drawn.items()})
-                line = writer.write(number, values, drawn, bad)
+                with profile.part("device"):
+                    jax.block_until_ready(metrics)
+                with profile.part("metrics"):
+                    values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
+                    bad = watch.bad(number, values, {name: d.batch for name, d in drawn.items()})
+                    line = writer.write(number, values, drawn, bad)
                 if not bad:
                     progress.update(number, line)
 
         number = start
         while number < cfg.steps:
             try:
-                drawn = {name: next(stream) for name, stream in streams.items()}
+                with profile.part("input"):
+                    drawn = {name: next(stream) for name, stream in streams.items()}
             except StopIteration:  # a source is used up, and the config says to stop there
                 cfg = dataclasses.replace(cfg, steps=number)
             else:
                 number += 1
-                batches = {name: put_batch(mesh, d.batch) for name, d in drawn.items()}
-                state, metrics = step_fn(state, batches)
+                with profile.part("to device"):
+                    batches = {name: put_batch(mesh, d.batch) for name, d in drawn.items()}
+                with profile.part("dispatch"):
+                    state, metrics = step_fn(state, batches)
                 flush()
                 pending = number, metrics, drawn
             ending = agreed(notice.given)
@@ -93,6 +102,7 @@ def run(
                     )
                 writer.sync()
                 save(state, positions(streams))
+            profile.step(number)
             if ending:
                 raise Preempted(f"step {number}: ended by SIGTERM; the same command continues")
         flush()

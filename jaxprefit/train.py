@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit import lora as lora_lib
 from jaxprefit import nonfinite, optim, surgery
+from jaxprefit.accumulation import Found, accumulated
 from jaxprefit.conflict import gram as gram_lib
 from jaxprefit.encoder import Encoder
 from jaxprefit.families import Family, useful_tokens
@@ -47,6 +48,7 @@ class Setup(NamedTuple):
     weights: Mapping[str, float]  # static weight per family, on its clipped gradient
     lora_dropout: float = 0.0
     stopped: Mapping[str, Collection[str]] = MappingProxyType({})  # family -> blocks (`gram.by_layer`) it does not move
+    parts: Mapping[str, int] = MappingProxyType({})  # family -> micro-batches that its gradient is accumulated over
 
 
 def init_params(
@@ -139,15 +141,21 @@ def family_loss(
 
 def family_gradients(
     setup: Setup, name: str, flat: Mapping[str, jax.Array], batch: Mapping, key: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
+) -> Found:
     """(loss, metrics, gradients by path) of one family, with respect to exactly what it may touch."""
     mine = {path: p for path, p in flat.items() if name in setup.strategy.touched_by(path)}
 
-    def loss_fn(touched: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return family_loss(setup, name, {**flat, **touched}, batch, key)
+    def gradients(batch: Mapping, key: jax.Array | None) -> Found:
+        def loss_fn(touched: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+            return family_loss(setup, name, {**flat, **touched}, batch, key)
 
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine)
-    return loss, metrics, grads
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine)
+        return loss, metrics, grads
+
+    parts = setup.parts.get(name, 1)
+    if parts == 1:
+        return gradients(batch, key)
+    return accumulated(cast(Family, setup.families[name]), gradients, batch, parts, key)
 
 
 def combine(

@@ -91,6 +91,8 @@ SETTINGS = {
     "no downstream batch": ({"downstream.batch_size": 0}, "downstream.batch_size is 0"),
     "never logged": ({"run.log_every": 0}, "run.log_every is 0"),
     "strange word for non-finite": ({"run.nonfinite": "ignore"}, "run.nonfinite is 'ignore'", "stop, skip"),
+    "uneven micro-batches": ({"run.accumulate": 3}, "run.accumulate is 3; data.ner.rows, 8, must be a multiple"),
+    "contrast in parts": ({"run.accumulate": 2}, "run.accumulate is 2", "set data.tc.chunk_rows", "such as 4"),
     "no limit": ({"run.nonfinite_limit": 0}, "run.nonfinite_limit is 0", "at least 1"),
     "weight of no source": ({"data.tc.weights": "pairs=1"}, "data.tc.weights names 'pairs'", "generated_pairs"),
     "weight that is no number": ({"data.tc.weights": "generated_pairs_300_2"}, "data.tc.weights", "name=number"),

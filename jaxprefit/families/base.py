@@ -56,6 +56,9 @@ class Family(abc.ABC):
     constants: tuple[str, ...] = ()  # leaves of the head that are computed once and never trained
     # Subtrees of the head that are encoders, trained at the backbone's learning rate.
     encoders: tuple[str, ...] = ()
+    # Whether the loss is a mean over parts of rows, so that its gradient may be accumulated (`counts`).
+    accumulates: ClassVar[bool] = False
+    of_batch: ClassVar[tuple[str, ...]] = ()  # arrays that are about all rows, which each micro-batch needs whole
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "type[Family]":
@@ -90,6 +93,11 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Scalar float32 loss, and scalar metrics to log."""
+
+    def counts(self, batch: Mapping) -> dict[str, jax.Array]:
+        """How many things of the batch 'loss', and each metric by its name, is the mean over; a metric that is not
+        named is a sum. Of families that accumulate."""
+        raise NotImplementedError(f"the loss of {self.name} is no mean over parts of rows")
 
 
 def useful_tokens(batch: Mapping) -> Any:

@@ -43,6 +43,7 @@ class MlmFamily(Family):
 
     name = "mlm"
     kind = "text"
+    accumulates = True
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -164,6 +165,10 @@ class MlmFamily(Family):
         predicted = jnp.take_along_axis(hidden, batch["positions"][..., None], axis=1)  # [R, P, D]
         logits = decode(head, encode.word_embedding, predicted)
         return masked_loss(logits, batch["targets"], batch["valid"])
+
+    def counts(self, batch: Mapping) -> dict[str, jax.Array]:
+        predicted = batch["valid"].sum()
+        return {"loss": predicted, "accuracy": predicted}
 
 
 def decode(head: Mapping, table: jax.Array, hidden: jax.Array) -> jax.Array:

@@ -31,7 +31,7 @@ from jaxprefit.families.base import Encode, Family
 from jaxprefit.families.concept_sides import SIDES, ConceptSide, name_vectors
 from jaxprefit.families.concepts import Vocabulary
 from jaxprefit.families.ner_distill import DistillFamily
-from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, sigmoid_loss, softmax_loss
+from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, is_word, sigmoid_loss, softmax_loss
 from jaxprefit.pretrained import Pretrained
 
 LOSSES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
@@ -46,6 +46,8 @@ class NerFamily(Family):
 
     name = "ner"
     kind = "ner"
+    accumulates = True
+    of_batch = ("concepts", "concept_ids", "concept_sizes")
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -121,3 +123,6 @@ class NerFamily(Family):
         text = jnp.maximum(batch["segments"] - 1, 0)  # padding has no label
         annotated = jnp.take_along_axis(batch["annotated"], text[..., None], axis=1)  # [R, L, K]
         return LOSSES[self.loss_name](head, words, concepts, batch["labels"], annotated)
+
+    def counts(self, batch: Mapping) -> dict[str, jax.Array]:
+        return {"loss": is_word(batch["labels"]).sum(), "accuracy": (batch["labels"] >= 0).sum()}

@@ -28,6 +28,7 @@ class DistillFamily(Family):
 
     name = "ner"
     kind = "ner"
+    accumulates = True
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -65,3 +66,7 @@ class DistillFamily(Family):
     def loss(self, head: Mapping, encode: Encode, batch: Mapping) -> tuple[jax.Array, dict[str, jax.Array]]:
         hidden = encode(batch["input_ids"], batch["segments"]).astype(jnp.float32)
         return distill_loss(head, hidden, batch["teacher"], batch["segments"] > 0)
+
+    def counts(self, batch: Mapping) -> dict[str, jax.Array]:
+        tokens = (batch["segments"] > 0).sum()
+        return {"loss": tokens, "cosine": tokens}

@@ -63,9 +63,14 @@ def distill_loss(head: Mapping, hidden: jax.Array, teacher: jax.Array, real: jax
     return jnp.where(real.any(), 1.0 - cosine, 0.0), {"cosine": cosine}
 
 
+def is_word(labels: jax.Array) -> jax.Array:
+    """Which of `labels` [...] are of words that the loss is about."""
+    return (labels >= 0) | (labels == OUTSIDE)
+
+
 def _mean_over_words(losses: jax.Array, labels: jax.Array) -> jax.Array:
-    is_word = (labels >= 0) | (labels == OUTSIDE)
-    return jnp.where(is_word, losses, 0.0).sum() / jnp.maximum(is_word.sum(), 1)
+    words = is_word(labels)
+    return jnp.where(words, losses, 0.0).sum() / jnp.maximum(words.sum(), 1)
 
 
 def _metrics(
