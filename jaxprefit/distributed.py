@@ -41,9 +41,10 @@ def joined(spec: str, join_within: int, lost_after: int) -> Iterator[None]:
     listens, which process this is, from 0, and how many there are. Opened before anything is asked of JAX. In all
     processes but the first nothing is printed to stdout.
 
-    Raises UserError where `spec` is none of that, where not all processes join in `join_within` seconds, and where
-    something that they do together fails, as when another process ends. One that says nothing for `lost_after`
-    seconds, as on a machine that lost its network, ends the others too: JAX then aborts them with a message.
+    Raises UserError where `spec` is none of that or no scheduler is found, and where something that the processes do
+    together fails, as when another one ends. JAX itself aborts a process, with a message, that waits more than
+    `join_within` seconds for process 0, or when one says nothing for `lost_after` seconds, as on a machine that lost
+    its network.
     """
     if not spec:
         yield
