@@ -87,7 +87,8 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
 def _keep_compiled(settings: ConfigDict, workdir: pathlib.Path) -> None:
     """Lets the next process read what this one compiles, from a folder beside the data caches; a folder that
     JAX_COMPILATION_CACHE_DIR names goes before it."""
-    if settings.run.compilation_cache and jax.config.jax_compilation_cache_dir is None:
+    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if settings.run.compilation_cache and named is None:
         folder = pathlib.Path(settings.data.cache or workdir.parent / "cache") / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
 

@@ -37,7 +37,7 @@ class Profile:
 
     def __init__(self, workdir: pathlib.Path, start: int, steps: int):
         self.workdir, self.first, self.steps = workdir, start + WARM_UP, steps
-        self.clocks: Counter[str] = Counter()
+        self.clocks = dict.fromkeys(PARTS, 0.0)
         self.began = 0.0  # when the trace began; 0: it has not
         self.done = 0
         self.mark = contextlib.ExitStack()  # the step's annotation in the trace
@@ -101,9 +101,9 @@ def operations(trace: Mapping[str, Any]) -> list[tuple[str, float, int]]:
     of_ops = {(e["pid"], e["tid"]) for e in events if e.get("args", {}).get("name") == "XLA Ops"}  # a TPU's thread
     lines: dict[tuple[int, int], list[Mapping]] = {}
     for e in events:
-        line = e.get("pid"), e.get("tid")
-        if e.get("ph") == "X" and ("hlo_op" in e.get("args", {}) or line in of_ops):
-            lines.setdefault(line, []).append(e)
+        thread = e.get("pid"), e.get("tid")
+        if e.get("ph") == "X" and ("hlo_op" in e.get("args", {}) or thread in of_ops):
+            lines.setdefault(thread, []).append(e)
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for line in lines.values():
@@ -125,7 +125,7 @@ def summary(first: int, steps: int, seconds: float, clocks: Mapping[str, float],
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     lines = [f"steps {first} to {first + steps - 1} on {device}: {1e3 * seconds / steps:.2f} ms a step", ""]
     lines += ["The host's time:", f"{'ms a step':>12}{'share':>9}"]
-    rows = [(name, clocks.get(name, 0.0), text) for name, text in PARTS.items()]
+    rows = [(name, clocks[name], text) for name, text in PARTS.items()]
     rows.append(("rest", seconds - sum(clocks.values()), "progress, checkpoints"))
     lines += [f"{_numbers(s, seconds, steps)}  {name}: {text}" for name, s, text in rows]
     found = operations(trace)
