@@ -105,6 +105,13 @@ def test_two_labels_may_share_a_concept() -> None:
 # The concepts of a batch
 
 
+def test_no_place_stays_empty_where_sources_share_concepts() -> None:
+    v = Vocabulary.of(
+        [source(str(i), *(f"c{k:02d}" for k in ks)) for i, ks in enumerate((range(2, 25), [0], range(23)))]
+    )
+    assert len(v.choose(np.asarray([], np.int32), v.annotated, 24)) == 24
+
+
 @settings(max_examples=100)
 @given(st.data())
 def test_chosen_concepts(data: st.DataObject) -> None:

@@ -279,7 +279,7 @@ def test_shapes_of_a_step_of_every_config(file: str, cache: Path, tmp_path: Path
     tiny = {"ner": run.TINY["data.ner.sources"], "tc": run.TINY["data.tc.sources"], "mlm": ("generated:text?rows=300",)}
     for family, sources in tiny.items():
         if config.data[family].sources or family != "mlm":
-            config.data[family].sources = sources
+            config.data[family].sources, config.data[family].weights = sources, ""
     if file == "minilm":
         shape = {
             "model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 24, "num_hidden_layers": 6,

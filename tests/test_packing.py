@@ -48,6 +48,9 @@ def test_best_fit_fills_rows() -> None:
     assert packing.size.sum() / layout.tokens > 0.95
 
 
+apply = jax.jit(Encoder(CONFIG).apply)
+
+
 @pytest.fixture(scope="module")
 def backbone() -> dict:
     return init_backbone(CONFIG, jax.random.key(0))
@@ -59,7 +62,6 @@ def test_a_text_among_others_has_the_hidden_states_it_has_alone(backbone: dict, 
     placed, packing = pack([[n] for n in sizes], layout)
     rng = np.random.default_rng(seed)
     texts = [rng.integers(1, 50, sizes[i]) for i in placed]
-    apply = jax.jit(Encoder(CONFIG).apply)
     segments = jnp.asarray(packing.segments())
     together = apply({"params": backbone}, packing.lay(texts), segments)
     pooled = pool_segments(together, segments, layout.per_row)

@@ -18,7 +18,8 @@ from jaxprefit.sharding import make_mesh, replicated
 
 STATEFUL = ("uncertainty", "gradnorm", "famo", "gradvac")
 CONFIG = optim.OptimizerConfig()  # of which the step takes the clipping only
-META: dict[str, Any] = {part: {} for part in ("config", "encoder", "families", "data", "tokenizer")}
+META: dict[str, Any] = {part: {} for part in ("config", "encoder", "families", "data")}
+META |= {"tokenizer": "", "strategy": "", "touch_table": []}
 
 
 class Toy:

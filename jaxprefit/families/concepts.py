@@ -79,6 +79,9 @@ class Vocabulary:
             # As many more as could be there already, so that `share` new ones are left.
             drawn = rng.choice(pool, min(len(pool), share + len(chosen)), replace=False)
             chosen = np.concatenate([chosen, drawn[~np.isin(drawn, chosen)][:share]])
+        if room := most - len(chosen):  # sources share concepts, so that a later one took what an earlier one left
+            left = np.setdiff1d(np.concatenate(pools), chosen)
+            chosen = np.concatenate([chosen, rng.choice(left, min(room, len(left)), replace=False)])
         return np.sort(chosen)
 
     def annotates(self, source: str, concepts: np.ndarray) -> np.ndarray:
