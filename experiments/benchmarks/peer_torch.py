@@ -94,7 +94,7 @@ class Peer:
         named = dict(self.model.named_parameters())
         lora = {f: [p for n, p in named.items() if f".{f}." in n and "lora_" in n] for f in ("ner", "tc")}
         backbone = [p for n, p in named.items() if "lora_" not in n]
-        self.concepts = torch.as_tensor(concepts)
+        self.concepts = torch.tensor(concepts)
         self.head = {
             "projection": torch.nn.Parameter(torch.eye(concepts.shape[1])),
             "log_scale": torch.nn.Parameter(torch.tensor(20.0).log()),
