@@ -80,7 +80,7 @@ def read(advice: str) -> dict[str, Any]:
         raise UserError("--advice is missing; give the advice.json that experiments.conflict wrote in mode advise")
     try:
         found = json.loads(pathlib.Path(advice).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{advice} cannot be read as JSON ({type(e).__name__}); mode advise writes it") from None
     unknown = set(found) - {"layers", "last_layers", "targets", "rank", "alpha"} if isinstance(found, dict) else {"it"}
     if unknown:

@@ -110,7 +110,7 @@ def _with_fragments(argv: Sequence[str], leaves: Mapping[str, Any]) -> list[str]
             settings = flatten_dict(content, sep=".")
         except OSError as e:
             raise UserError(f"{argument}: {file} cannot be read ({e.strerror}); name a JSON file of settings") from None
-        except (ValueError, AssertionError, AttributeError):
+        except (ValueError, AssertionError, AttributeError, RecursionError):
             raise UserError(f'{argument}: {file} is no JSON object of settings, such as {{"rank": 8}}') from None
         for key, value in settings.items():
             out.append(f"--config.{part}.{key}={tuple(value) if isinstance(value, list) else value}")

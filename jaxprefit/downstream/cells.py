@@ -81,6 +81,6 @@ def read(file: pathlib.Path) -> Cell:
             content[key] = [[int(c) for c in line.split()] for line in content[key]]
         content["unseen"], content["labels"] = tuple(content["unseen"]), tuple(content["labels"])
         return Cell(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{file} is damaged ({type(error).__name__}); delete it, and it is computed again"
         raise UserError(reason) from None
