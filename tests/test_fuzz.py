@@ -27,6 +27,7 @@ import jaxprefit
 from experiments import conflict_trial
 from jaxprefit import checksums, cli
 from jaxprefit.checkpoints import Checkpoints
+from jaxprefit.data.names import read_names
 from jaxprefit.data.readers import read
 from jaxprefit.downstream import cells
 from jaxprefit.errors import UserError
@@ -127,6 +128,12 @@ def advice(folder: Path) -> Target:
     return Target(file, call)
 
 
+def names(folder: Path) -> Target:
+    file = folder / "names.json"
+    file.write_text(json.dumps({"GGP": "gene", "SO": "sequence"}))
+    return Target(file, lambda: read_names(file, "craft", ["GGP", "SO", "Taxon"]))
+
+
 def cell(folder: Path) -> Target:
     file = folder / "cell.json"
     found = cells.Cell("t", "tc", 0, 3, (), {"accuracy": 0.5}, ("a", "b"), [[0], [1]], [[1, 0], [0, 1]])
@@ -144,6 +151,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Target], int, int]] = {
     "ner.conll": (reader("a.conll", "ner", CONLL), 100, 2500),
     "cell.json": (cell, 100, 1500),
     "advice.json": (advice, 100, 1500),
+    "names.json": (names, 100, 1000),
     "config.json": (encoder("config.json"), 40, 800),
     "tokenizer.json": (encoder("tokenizer.json"), 20, 500),
     "model.safetensors": (encoder("model.safetensors"), 20, 500),

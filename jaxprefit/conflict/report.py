@@ -49,7 +49,7 @@ def read(file: pathlib.Path) -> dict[str, Any]:
     """A conflict.json of this version. Raises UserError for anything else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{file} cannot be read as JSON ({type(e).__name__}); delete it, and measure again") from None
     if not isinstance(found, dict) or (found.get("schema"), found.get("version")) != ("jaxprefit.conflict", VERSION):
         raise UserError(f"{file} is no conflict report of version {VERSION}; use a new --workdir")

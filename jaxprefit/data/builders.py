@@ -65,7 +65,7 @@ class Prepared:
             self.rows: int = meta["rows"]
             self.types: tuple[str, ...] = tuple(meta["types"])
             self.dropped: int = meta["dropped"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{directory}: the cache is damaged ({type(error).__name__}); delete the folder") from None
 
     @functools.cached_property

@@ -20,7 +20,7 @@ def read_names(file: str | os.PathLike, source: str, types: Collection[str]) -> 
         names = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{file}: {e.strerror or e}; it should hold the names of source '{source}'") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{file}: not JSON ({' '.join(str(e).split())[:200]})") from None
     if not isinstance(names, dict):
         raise UserError(f'{file}: must hold one JSON object, as {{"GGP": "gene or gene product"}}')
