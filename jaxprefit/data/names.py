@@ -28,7 +28,8 @@ def read_names(file: str | os.PathLike, source: str, types: Collection[str]) -> 
         if types and label not in types:
             near = difflib.get_close_matches(label, types, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(types)[:20])}"
-            raise UserError(f"{file}: '{label}' is not an entity type of source '{source}'; {hint}")
+            raise UserError(f"{file}: {label[:100]!r} is not an entity type of source '{source}'; {hint}")
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{file}: the name of '{label}' is {json.dumps(name)}; it must be a text that is not blank")
+            given = json.dumps(name)[:100]
+            raise UserError(f"{file}: the name of {label[:100]!r} is {given}; it must be a text that is not blank")
     return {label: " ".join(name.lower().split()) for label, name in names.items()}
