@@ -92,7 +92,7 @@ def grown(metrics_file: Path, old: int, lines: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_run_ends_like_the_unbroken_one(kills: int, unbroken: Path, cache: Path, tmp_path: Path) -> None:
     workdir, rng = tmp_path / "run", random.Random(7)
     command = "prefinetune", *run.flags(cache, SETTINGS), f"--workdir={workdir}"
