@@ -18,6 +18,11 @@ _TYPES: dict[str, type] = {
     "data": dict,
     "tokenizer": str,
 }
+_CHOICES = {
+    "activation": ("gelu", "gelu_tanh"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "architecture": ("bert", "distilbert"),
+}
 _ITEM = re.compile(r"backbone|(lora|head)\.[A-Za-z0-9_]+")  # the name of a folder, never a path
 
 
@@ -51,6 +56,10 @@ def _encoder_problem(found: dict[str, Any]) -> str:
         return f"encoder.{small[0]} is {sizes[small[0]]}"
     if large := too_large(sizes):
         return f"encoder.{large[0]} is {sizes[large[0]]}"
+    if other := [key for key, known in _CHOICES.items() if found[key] not in known]:
+        return f"encoder.{other[0]} is {found[other[0]][:100]!r}"
+    if not (0 <= found["hidden_dropout"] < 1 and 0 <= found["norm_eps"] < 1):
+        return f"encoder.hidden_dropout is {found['hidden_dropout']}, encoder.norm_eps {found['norm_eps']}"
     if found["hidden_size"] % found["num_heads"]:
         return f"encoder.hidden_size is {found['hidden_size']}, of {found['num_heads']} heads"
     return ""

@@ -190,7 +190,8 @@ def _require(folder: pathlib.Path, item: str) -> None:
 def _compare(folder: pathlib.Path, skip: Collection[str] = ()) -> None:
     """Raises UserError where a file is not what was written."""
     if file := checksums.difference(folder, skip):
-        raise _damaged(folder, f"the item '{file.split('/')[0]}' is damaged ({file} is not what was written)")
+        item, file = file.split("/")[0][:100], file[:200]  # a damaged list may hold anything
+        raise _damaged(folder, f"the item '{item}' is damaged ({file} is not what was written)")
 
 
 def _damaged(folder: pathlib.Path, what: str) -> UserError:

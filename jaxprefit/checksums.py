@@ -27,6 +27,8 @@ def difference(folder: pathlib.Path, skip: Collection[str] = ()) -> str:
         digest, _, name = line.partition("  ")
         if name.split("/")[0] in skip:
             continue
+        if pathlib.PurePosixPath(name).is_absolute() or ".." in name.split("/"):  # no file of the folder
+            return name
         try:
             if _digest(folder / name) != digest:
                 return name
