@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
     c.data.tc.sources = tuple(f"pairs/{name}" for name in PAIRS)
     c.data.ner.rows, c.data.tc.rows = 32, 32
     # Whole abstracts and answers rather than their first sentence. Of all pairs half are turns of dialogues, and the
-    # reviews, which alone speak of sentiment, are three of a hundred: each is seen about four times at three of ten.
+    # reviews, which alone speak of sentiment, are three of a hundred; at three of ten each is seen about three times.
     c.data.tc.max_length, c.data.tc.row_length = 64, 128
     c.data.tc.weights = ",".join(f"pairs/{name}={w}" for name, w in PAIRS.items())
     c.data.drop_overlap = "near"  # no row is trained on that stands in a test

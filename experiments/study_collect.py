@@ -142,11 +142,13 @@ def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
 def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
     """One place of the main table, with its tasks."""
     mine = table(entry.scorings, scored)
+    theirs = {other: table(scorings, scored) for other, scorings in entry.references.items()}
     whole = len(mine) == len(entry.scorings[0].tasks)
     first = scored[entry.scorings[0].folder]
     tasks = [
         {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist(),
-         "versus": tested(entry, name, scored)}
+         "versus": {other: tested(entry, other, name, mine, found, scored) for other, found in theirs.items()
+                    if (entry.variant, other) in study_tests.PAIRS and name in found}}
         for name, scores in mine.items()
     ]  # fmt: skip
     study_tests.adjust(tasks)
@@ -159,25 +161,17 @@ def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
         "mean": float(np.mean([*mine.values()])) if whole else None,
         "deviation": deviations(np.mean([*mine.values()], 0)) if whole else None,
         "tasks": tasks,
-        "versus": {
-            other: found
-            for other, scorings in entry.references.items()
-            if (found := versus(mine, table(scorings, scored)))
-        },
+        "versus": {other: found for other, scores in theirs.items() if (found := versus(mine, scores))},
     }
 
 
-def tested(entry: Entry, task: str, scored: Mapping[str, Scored]) -> dict[str, Any]:
-    """The entry's tests on one task, by the reference that it is tested against."""
-    out = {}
-    for other, scorings in entry.references.items():
-        theirs = table(scorings, scored)
-        if (entry.variant, other) in study_tests.PAIRS and task in theirs:
-            files = [[[*(scored[s.folder].cells[task][seed] for seed in s.config.downstream.seeds)] for s in side]
-                     for side in (entry.scorings, scorings)]  # fmt: skip
-            scores = table(entry.scorings, scored)[task], theirs[task]
-            out[other] = study_tests.against(files[0], files[1], scores)
-    return out
+def tested(
+    entry: Entry, other: str, task: str, mine: Table, theirs: Table, scored: Mapping[str, Scored]
+) -> dict[str, Any]:
+    """The entry's tests on one task against the reference `other`, whose scores are `theirs`."""
+    files = [[[scored[s.folder].cells[task][seed] for seed in s.config.downstream.seeds] for s in side]
+             for side in (entry.scorings, entry.references[other])]  # fmt: skip
+    return study_tests.against(files[0], files[1], (mine[task], theirs[task]))
 
 
 def deviations(scores: np.ndarray) -> dict[str, float | None]:

@@ -118,14 +118,13 @@ def checked(folder: Path) -> Target:
 def advice(folder: Path) -> Target:
     file = folder / "advice.json"
     file.write_text(json.dumps({"layers": [0, 1], "targets": ["query"], "rank": 8, "alpha": 16.0}))
-    leaves = {"lora.layers": (), "lora.rank": 1}
+    return Target(file, lambda: conflict_trial.read(str(file)))
 
-    def call() -> None:
-        with contextlib.suppress(UserError):
-            cli._with_fragments([f"--config.lora=@{file}"], leaves)
-        conflict_trial.read(str(file))
 
-    return Target(file, call)
+def fragment(folder: Path) -> Target:
+    """The same file as flags."""
+    file, leaves = advice(folder).file, {"lora.layers": (), "lora.rank": 1}
+    return Target(file, lambda: cli._with_fragments([f"--config.lora=@{file}"], leaves))
 
 
 def names(folder: Path) -> Target:
@@ -151,6 +150,7 @@ TARGETS: dict[str, tuple[Callable[[Path], Target], int, int]] = {
     "ner.conll": (reader("a.conll", "ner", CONLL), 100, 2500),
     "cell.json": (cell, 100, 1500),
     "advice.json": (advice, 100, 1500),
+    "fragment": (fragment, 100, 1500),
     "names.json": (names, 100, 1000),
     "config.json": (encoder("config.json"), 40, 800),
     "tokenizer.json": (encoder("tokenizer.json"), 20, 500),

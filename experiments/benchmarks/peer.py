@@ -54,7 +54,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     tokens = sum(int(useful_tokens(b)) for batch in drawn for b in batch.values())
     places = {
         "jaxprefit": sum(b["segments"].size for batch in drawn for b in batch.values()),
-        "peer": sum(peer_torch.useful(batch)[1] for batch in padded),
+        "peer": sum(peer_torch.places(batch["ner"], batch["tc"]) for batch in padded),
     }
     return {
         "encoder": f"{run.start.config.num_layers} x {run.start.config.hidden_size}",

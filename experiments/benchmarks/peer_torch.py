@@ -5,7 +5,7 @@ Not imported before it is asked for; torch, transformers and peft are no depende
 each family's gradient is taken and clipped on its own, and the shared one is their sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -185,7 +185,6 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def useful(batch: Mapping[str, Any]) -> tuple[int, int]:
-    """(real tokens, places) of a step's batches."""
-    masks = [batch["ner"].texts.mask, batch["tc"].a.mask, batch["tc"].b.mask]
-    return sum(int(m.sum()) for m in masks), sum(m.numel() for m in masks)
+def places(ner: NerBatch, tc: TcBatch) -> int:
+    """Of the padded texts of a step."""
+    return sum(texts.mask.numel() for texts in (ner.texts, tc.a, tc.b))
