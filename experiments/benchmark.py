@@ -5,8 +5,9 @@ python -m experiments.benchmark --config.what=gradcache --workdir=runs/benchmark
 What there is to measure: gradcache, the step of gradient caching against the plain one; data, the loader alone against
 the step; downstream, fine-tuning on a frozen backbone against the plain loop; conflict, the step that logs Gram
 matrices against the step that does not; lora, what LoRA and gradients kept apart cost a step, and what an adapter saves
-downstream; peer, a task_primary step against the same work in transformers and peft. Sizes, sources and repetitions:
-configs/benchmark.py. Writes WORKDIR/benchmark_WHAT.json and prints it.
+downstream; peer, a task_primary step against the same work in transformers and peft; first_step, the time from the
+command to the end of its first step. Sizes, sources and repetitions: configs/benchmark.py. Writes
+WORKDIR/benchmark_WHAT.json and prints it.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments.benchmarks import conflict, data, downstream, gradcache, lora, peer
+from experiments.benchmarks import conflict, data, downstream, first_step, gradcache, lora, peer
 from experiments.checks import check
 from jaxprefit import cli
 from jaxprefit.errors import UserError
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], dict[str, Any]]] = {
     "conflict": conflict.measure,
     "lora": lora.measure,
     "peer": peer.measure,
+    "first_step": first_step.measure,
 }
 
 

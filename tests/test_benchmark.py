@@ -92,6 +92,20 @@ def test_steps_are_compared(what: str, tmp_path_factory: pytest.TempPathFactory,
         assert content["finetuning"]["steps"] == 3
 
 
+def test_the_first_step_is_waited_for(tmp_path: Path) -> None:
+    config = benchmark_config.get_config()
+    config.update_from_flattened_dict(run.TINY)
+    config.data.tc.chunk_rows = 0
+    config.update({"what": "first_step", "repetitions": 2})
+    content = benchmark.run(config, tmp_path / "run")
+    schema = json.loads(Path(__file__).with_name("schemas").joinpath("benchmark_first_step.schema.json").read_text())
+    jsonschema.Draft202012Validator(schema).validate(content)
+    config.data.root = "nowhere"
+    config.data.tc.sources = ("missing",)
+    with pytest.raises(UserError, match="missing"):
+        benchmark.run(config, tmp_path / "run")
+
+
 def test_the_peer_gets_the_texts_of_the_packed_batch() -> None:
     rng = np.random.default_rng(0)
     texts = [rng.integers(1, 99, n) for n in rng.integers(2, 17, 14)]

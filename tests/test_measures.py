@@ -181,7 +181,8 @@ print("equal")
 
 
 def test_sharded_gradients_have_the_gram_matrix_of_whole_ones() -> None:
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", EIGHT], cwd=root, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr
