@@ -31,7 +31,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import conflict_ablate, conflict_compare, conflict_probe, representations, wiring
+from experiments import conflict_ablate, conflict_compare, conflict_probe, family_data, representations, wiring
 from experiments.checks import check
 from jaxprefit import cli, lora
 from jaxprefit.checkpoints import PLACES
@@ -112,7 +112,7 @@ def _measure(
     if mode == "probe":
         return {"probe": conflict_probe.measure(config, workdir, model, shared, str(checkpoint))}
     if mode == "represent":
-        start = wiring.start_encoder(wiring.original(model, config, workdir), wiring.cache_folder(config, workdir))
+        start = wiring.start_encoder(wiring.original(model, config, workdir), family_data.cache_folder(config, workdir))
         plain = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
         models = {"start": plain, model.strategy.name: model}
         return {"representations": representations.measure_models(config, workdir, models)}

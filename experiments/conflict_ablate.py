@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data, wiring
 from jaxprefit import loop, train
 from jaxprefit.checkpoints import PLACES
 from jaxprefit.conflict import ablation, gram
@@ -55,7 +55,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         "steps": c.steps,
         "seeds": list(c.seeds),
         "batches": {name: len(batches) for name, batches in held_out.items()},
-        "batch_tokens": {name: wiring.layout(run_config, name).tokens for name in held_out},
+        "batch_tokens": {name: family_data.layout(run_config, name).tokens for name in held_out},
         "rows": ablation.content(cells, order),
     }
 
@@ -83,7 +83,7 @@ def train_cell(
     run = wiring.make_run(config, folder)
     run = dataclasses.replace(run, setup=run.setup._replace(stopped=variant.stopped))
     state, tx = wiring.fresh_state(run)
-    streams = wiring.streams(run.data, run.setup.families, config, config.seed)
+    streams = family_data.streams(run.data, run.setup.families, config, config.seed)
     cfg = wiring.loop_config(config, config.optimizer.steps, config.optimizer.steps)
     state = loop.run(wiring.make_step(run, tx, config), state, streams, run.mesh, folder, cfg, lambda *_: None)
     for stream in streams.values():

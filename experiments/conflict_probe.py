@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import Progress
 
-from experiments import conflict_lookahead, wiring
+from experiments import conflict_lookahead, family_data, wiring
 from jaxprefit import checkpoints, optim, train
 from jaxprefit.conflict import blocks, gram, preconditioned, tangent
 from jaxprefit.conflict.describe import transfer_matrix
@@ -34,7 +34,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         name: jax.jit(lambda f, batch, name=name: train.family_gradients(setup, name, f, batch, None)[2])
         for name in families
     }
-    streams = wiring.streams(data, families, saved, config.conflict.seed + 7919)
+    streams = family_data.streams(data, families, saved, config.conflict.seed + 7919)
     drawn: dict[str, int] = dict.fromkeys(families, 0)
     factors: dict[str, list[float]] = {name: [] for name in families}
 
@@ -59,7 +59,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     means = np.asarray([np.mean(factors[name]) for name in families])
     section = {
         "rounds": rounds,
-        "batch_tokens": {name: wiring.layout(saved, name).tokens for name in families},
+        "batch_tokens": {name: family_data.layout(saved, name).tokens for name in families},
         "examples": dict(drawn),
         "rows": {name: sum(len(part) for _, part in data[name].train) for name in families},
         "seed": config.conflict.seed,
@@ -75,7 +75,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     if config.conflict.lookahead and "adam" in views:
         whole = gram.regroup(found["gradient"], gram.GROUPINGS["whole"])["whole"]
         held = {
-            name: mixture.held_out_batches(d.family, d.held_out, wiring.layout(saved, name), saved.seed)
+            name: mixture.held_out_batches(d.family, d.held_out, family_data.layout(saved, name), saved.seed)
             for name, d in data.items()
             if name in families
         }

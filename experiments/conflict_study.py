@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import conflict, conflict_trial, prefinetune, wiring
+from experiments import conflict, conflict_trial, family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
@@ -31,7 +31,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Runs what is not there yet, and returns what conflict_study.md holds."""
     check(config)
     base = copy.deepcopy(config)
-    base.data.cache = str(wiring.cache_folder(config, workdir))
+    base.data.cache = str(family_data.cache_folder(config, workdir))
     reports = {}
     for strategy in STRATEGIES:
         c = copy.deepcopy(base)

@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, prefinetune, wiring
+from experiments import downstream, family_data, prefinetune, wiring
 from experiments.checks import check
 from experiments.objectives import spread
 from experiments.tables import markdown
@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any
     for seed in seeds:
         for placement, c in configs.items():
             c.seed, folder = seed, workdir / f"{placement}_{seed}"
-            c.data.cache = str(wiring.cache_folder(config, workdir))
+            c.data.cache = str(family_data.cache_folder(config, workdir))
             prefinetune.run(c, folder)
             model = jaxprefit.load(folder)
             parameters[placement] = lora.size(specs[placement], model.config)

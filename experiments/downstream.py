@@ -27,7 +27,7 @@ from rich.table import Table
 
 import jaxprefit
 from configs.datasets import DATASETS
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.checks import check
 from jaxprefit import cli, lora
 from jaxprefit.data import mixture, sources
@@ -195,7 +195,7 @@ def fingerprint(tree: Any) -> str:
 
 def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model) -> list[TaskData]:
     """The config's tasks with their train and test rows."""
-    cache, tasks = str(wiring.cache_folder(config, workdir)), []
+    cache, tasks = str(family_data.cache_folder(config, workdir)), []
     longest = config.downstream.max_length
     if not 4 <= longest <= model.config.max_positions:
         raise UserError(

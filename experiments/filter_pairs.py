@@ -25,7 +25,7 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import jaxprefit
-from experiments import wiring
+from experiments import family_data
 from experiments.checks import check
 from jaxprefit import cli
 from jaxprefit.data import sources
@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
         raise UserError("data.tc.sources is empty; name the sources of pairs to filter")
     model = jaxprefit.load(checkpoint)
     adapter = "tc" if "tc" in model.adapters else None
-    cache = str(wiring.cache_folder(config, workdir))
+    cache = str(family_data.cache_folder(config, workdir))
     prepared = [sources.prepare(s, "pairs", config.data.root, cache, limit=config.data.limit) for s in tc.sources]
     folders = [workdir / folder_name(p.name) for p in prepared]
     for folder, source in zip(folders, prepared):

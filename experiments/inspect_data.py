@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
@@ -40,9 +40,9 @@ COMMAND = "python -m experiments.inspect_data --config=configs/inspect_data.py -
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Looks at everything that the config names, and returns what inspection.json holds."""
     check(config)
-    cache = wiring.cache_folder(config, workdir)
-    given = {name: wiring.prepared_sources(config, name, cache) for name in FAMILIES}
-    tests = wiring.test_sets(config, cache)
+    cache = family_data.cache_folder(config, workdir)
+    given = {name: family_data.prepared_sources(config, name, cache) for name in FAMILIES}
+    tests = family_data.test_sets(config, cache)
     if not any(given.values()) and not any(tests.values()):
         raise UserError("nothing to look at; name sources in data.ner.sources or tests in downstream.ner, say")
     tokenizer = wiring.start_tokenizer(config, cache)

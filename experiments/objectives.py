@@ -3,10 +3,11 @@ r"""Does pre-finetuning for one family help that family's downstream tasks? One 
 python -m experiments.objectives --workdir=runs/objectives --config.model.path=DIR --config.data.root=DIR
 
 Pre-finetunes individual_ner and individual_tc (settings in config.individual over config.optimizer), fine-tunes every
-downstream task from the start encoder (none), and each task of a family from that family's encoder too: frozen
-backbone, fresh LoRA, linear head, equal for all. Writes WORKDIR/objectives.json and objectives.md: per task the mean
-and spread over the seeds, the difference with its bootstrap interval over test sentences, and on how many tasks the
-mean is higher. The same command continues where it was stopped.
+downstream task from the start encoder (none), and each task of a family from that family's encoder too, or with
+individual.FAMILY.start_share from the mean of its weights and the start's: frozen backbone, fresh LoRA, linear head,
+equal for all. Writes WORKDIR/objectives.json and objectives.md: per task the mean and spread over the seeds, the
+difference with its bootstrap interval over test sentences, and on how many tasks the mean is higher. The same command
+continues where it was stopped.
 """
 
 import copy
@@ -18,10 +19,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, prefinetune, wiring
+from experiments import downstream, family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
+from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells, significance
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
@@ -32,17 +34,20 @@ OBJECTIVES_VERSION = 1
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
-    config.data.cache = str(wiring.cache_folder(config, workdir))
+    config.data.cache = str(family_data.cache_folder(config, workdir))
     families = [f for f in downstream.MAIN_SCORE if config.downstream[f]]
     if not families:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
-    for c in configs.values():  # all of them before the first is trained
+    for strategy, c in configs.items():  # all of them before the first is trained
         check(c)
+        start_share(config, strategy)
     trained, scores = {}, {}
     for strategy, c in configs.items():
         trained[strategy] = prefinetune.run(c, workdir / strategy)
         model = jaxprefit.load(workdir / strategy)
+        if share := start_share(config, strategy):
+            model = averaged([jaxprefit.load(workdir / "none"), model], [share, 1 - share])
         scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
     none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
     compared: list[dict[str, Any]] = []
@@ -84,11 +89,20 @@ def of_strategy(config: ConfigDict, strategy: str) -> ConfigDict:
         del c.individual
     family = strategy.removeprefix("individual_")
     if family in config.individual:
-        c.optimizer.update(config.individual[family])
+        c.optimizer.update({k: v for k, v in config.individual[family].items() if k != "start_share"})
         for other in downstream.MAIN_SCORE:
             if other != family:
                 c.downstream[other] = ()
     return c
+
+
+def start_share(config: ConfigDict, strategy: str) -> float:
+    """The share of the start encoder in the mean of weights that is scored; 0: what was trained, as it is."""
+    share = config.individual.get(strategy.removeprefix("individual_"), {}).get("start_share", 0.0)
+    if not 0 <= share < 1:
+        family = strategy.removeprefix("individual_")
+        raise UserError(f"individual.{family}.start_share is {share}; it must be 0 or more and less than 1")
+    return share
 
 
 def compare(

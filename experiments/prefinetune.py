@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.checks import check
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
@@ -70,7 +70,7 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     }
     checkpoints = Checkpoints(workdir, config.run.keep)
     fresh, tx = wiring.fresh_state(parts)
-    streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
+    streams = family_data.streams(parts.data, parts.setup.families, config, config.seed)
     state = loop.resume(checkpoints, fresh, streams, meta)
     write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
     score = wiring.held_out_scorer(parts, config)
@@ -168,11 +168,11 @@ def _line(step: int, scores: wiring.Scores) -> str:
     return json.dumps({"step": step, "held_out": scores}) + "\n"
 
 
-def data_report(config: ConfigDict, data: wiring.FamilyData, position: dict[str, Any]) -> dict[str, Any]:
+def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict[str, Any]) -> dict[str, Any]:
     """What one family's stream was asked for and what it gave up to `position`."""
-    requested = wiring.requested_shares(config, data)
+    requested = family_data.requested_shares(config, data)
     examples = position["examples"]
-    capacity = position["batches"] * wiring.layout(config, data.family.name).tokens
+    capacity = position["batches"] * family_data.layout(config, data.family.name).tokens
     return {
         "useful_tokens": position["tokens"],
         "useful_share": position["tokens"] / max(capacity, 1),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprefit
-from experiments import conflict, downstream, prefinetune, wiring
+from experiments import conflict, downstream, family_data, prefinetune
 from jaxprefit import cli, html
 from jaxprefit.conflict import figures, page
 from jaxprefit.conflict import report as conflict_report
@@ -37,7 +37,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if foreign := [s for s in named if not s.startswith("generated:")]:
         raise UserError(f"quickstart is for generated text, not '{foreign[0]}'; run prefinetune and downstream")
     results = {}
-    config.data.cache = str(wiring.cache_folder(config, workdir))
+    config.data.cache = str(family_data.cache_folder(config, workdir))
     for strategy in STRATEGIES:
         c = copy.deepcopy(config)
         c.strategy = strategy

@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 import jaxprefit
 from configs.datasets import DATASETS
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.checks import check
 from jaxprefit import cli
 from jaxprefit.conflict import representation_report as report
@@ -101,7 +101,7 @@ def measure_models(config: ConfigDict, workdir: pathlib.Path, models: Mapping[st
 
 def downstream_rows(config: ConfigDict, workdir: pathlib.Path, split: str) -> dict[str, list[Prepared]]:
     """The rows of the downstream tasks, by family."""
-    cache, d = str(wiring.cache_folder(config, workdir)), config.downstream
+    cache, d = str(family_data.cache_folder(config, workdir)), config.downstream
     return {
         name: [
             sources.prepare(s, cls.kind, config.data.root, cache, split=split)
@@ -156,12 +156,12 @@ def draw(
 
 def held_out_data(
     config: ConfigDict, workdir: pathlib.Path, models: Mapping[str, jaxprefit.Model]
-) -> dict[str, wiring.FamilyData]:
+) -> dict[str, family_data.FamilyData]:
     """The families' data of the runs among `models`, which must hold out the same rows; without a run, the config's."""
     runs = {name: model for name, model in models.items() if model.meta}
     if not runs:
         tokenizer = next(iter(models.values())).tokenizer
-        return wiring.family_data(config, tokenizer, wiring.cache_folder(config, workdir))
+        return family_data.load(config, tokenizer, family_data.cache_folder(config, workdir))
     (name, model), *others = runs.items()
     for other, also in others:
         for key in ROWS_OF:

@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data, wiring
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data.mixture import collate
 from jaxprefit.data.packing import Layout
@@ -71,9 +71,9 @@ def abstract_step(
     config: ConfigDict, encoder: EncoderConfig, mesh: Mesh, workdir: pathlib.Path
 ) -> tuple[Any, Any, Any]:
     """(jitted step, its state, its batches), the two as shapes with shardings."""
-    cache = wiring.cache_folder(config, workdir)
+    cache = family_data.cache_folder(config, workdir)
     tokenizer = wiring.generated_tokenizer(config.model.vocab, cache)
-    data = wiring.family_data(config, tokenizer, cache)
+    data = family_data.load(config, tokenizer, cache)
     families = {name: d.family for name, d in data.items()}
     strategy = strategies.make(config.strategy, families, [c for f in families.values() for c in f.constants])
     spec, key = wiring.lora_spec(config), jax.random.key(0)
@@ -101,7 +101,7 @@ def head(family: Family, encoder: EncoderConfig, tokenizer: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), family.init_head(jax.random.key(0), start))
 
 
-def batch(config: ConfigDict, data: wiring.FamilyData, rows: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def batch(config: ConfigDict, data: family_data.FamilyData, rows: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of the family's batch of so many rows."""
     name, some = data.train[0]
     examples = [data.family.encode_record(some[i], name) for i in range(4)]

@@ -17,18 +17,26 @@ import sys
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, prefinetune, study_collect, study_figures, study_grid, study_report, wiring
+from experiments import (
+    downstream,
+    family_data,
+    prefinetune,
+    study_collect,
+    study_figures,
+    study_grid,
+    study_report,
+    wiring,
+)
 from experiments.checks import check, check_study
 from experiments.study_grid import Grid, Run
 from jaxprefit import cli, html
+from jaxprefit.averaging import averaged
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 from jaxprefit.progress import GridProgress
-from jaxprefit.strategies import Strategy
 
 FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory, say
 
@@ -36,7 +44,7 @@ FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory,
 def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str, Any]:
     """Runs what is not there yet of the shard, and returns what study.json holds."""
     check_study(config)
-    config.data.cache = str(wiring.cache_folder(config, workdir))
+    config.data.cache = str(family_data.cache_folder(config, workdir))
     grid = study_grid.expand(config)
     for one in grid.runs:  # all of them before the first is trained
         check(one.config)
@@ -93,14 +101,6 @@ def encoder(one: Run, workdir: pathlib.Path, progress: GridProgress) -> jaxprefi
         with progress.training(one.folder):
             prefinetune.run(one.config, workdir / one.folder)
     return jaxprefit.load(workdir / one.folder)
-
-
-def averaged(models: list[jaxprefit.Model]) -> jaxprefit.Model:
-    """The mean of the models' backbones, entry by entry, without adapters (a "model soup", Wortsman et al., 2022)."""
-    mean = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *(m.backbone for m in models))
-    first = models[0]
-    strategy = Strategy("averaged", (("backbone", ()),))
-    return jaxprefit.Model(first.config, {"backbone": mean}, first.tokenizer, strategy, {"strategy": "averaged"})
 
 
 if __name__ == "__main__":

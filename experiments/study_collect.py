@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import downstream, study_claims, study_fronts, study_settings, study_tests, wiring
+from experiments import downstream, family_data, study_claims, study_fronts, study_settings, study_tests, wiring
 from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit import lora
 from jaxprefit.downstream import significance
@@ -79,7 +79,9 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     shapes = {}
     for (start, _), served in grid.encoders.items():
         if start not in shapes:
-            first = wiring.start_encoder(next(iter(served.values()))[0].config, wiring.cache_folder(config, workdir))
+            first = wiring.start_encoder(
+                next(iter(served.values()))[0].config, family_data.cache_folder(config, workdir)
+            )
             shapes[start] = first.config, sum(leaf.size for leaf in jax.tree.leaves(first.params))
     return {
         "schema": "jaxprefit.study",

@@ -22,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import prefinetune, wiring
+from experiments import family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         raise UserError("data.mlm.sources is empty; name at least one source of text")
     if not (config.model.path or config.model.vocab_path):
         with first_alone("vocabulary"):
-            config.model.vocab_path = str(vocabulary(config, wiring.cache_folder(config, workdir)))
+            config.model.vocab_path = str(vocabulary(config, family_data.cache_folder(config, workdir)))
     trained = prefinetune.run(config, workdir)
     model = jaxprefit.load(workdir)  # by all processes, which read a checkpoint together
     with first_alone("encoder"):
@@ -111,7 +111,7 @@ def report(summary: dict[str, Any]) -> str:
 
 def vocabulary(config: ConfigDict, cache: pathlib.Path) -> pathlib.Path:
     """A directory in the cache with a tokenizer.json of `model.vocab` entries trained on the sources, made once."""
-    prepared = wiring.prepared_sources(config, "mlm", cache)
+    prepared = family_data.prepared_sources(config, "mlm", cache)
     content = json.dumps([config.model.vocab, VOCABULARY_TEXTS, [p.directory.name for p in prepared]])
     folder = cache / f"vocabulary-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     if not folder.is_dir():

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,15 +15,11 @@ import tokenizers
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from configs.datasets import DATASETS
+from experiments import family_data
 from experiments.checks import check, check_machine
 from jaxprefit import loop, lora, optim, strategies, surgery, train
 from jaxprefit.checkpoints import PLACES
-from jaxprefit.data import mixture, sources, synthetic
-from jaxprefit.data.builders import Prepared
-from jaxprefit.data.filtering import OverlapFilter
-from jaxprefit.data.packing import Layout
-from jaxprefit.data.registry import concepts, resolve
+from jaxprefit.data import mixture, synthetic
 from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
@@ -33,18 +29,7 @@ from jaxprefit.loading import Model
 from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
 from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state, row_devices, shardings
 
-Parts = list[tuple[str, mixture.Rows]]
 Scores = dict[str, dict[str, float]]
-
-
-@dataclasses.dataclass(frozen=True)
-class FamilyData:
-    """One family with its rows: those trained on, and the last of each source, held out."""
-
-    family: Family
-    train: Parts
-    held_out: Parts
-    dropped: dict[str, int]  # source -> number of its rows left out since they stand in a test set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,17 +37,12 @@ class Run:
     """All that a run is made of."""
 
     start: Pretrained
-    data: dict[str, FamilyData]  # of every family
+    data: dict[str, family_data.FamilyData]  # of every family
     setup: train.Setup
     optimizer: optim.OptimizerConfig
     mesh: jax.sharding.Mesh
     params: train.Params
     aggregate: surgery.Aggregator
-
-
-def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
-    """Where caches of data live: data.cache, or 'cache' beside the workdir, shared by the runs there."""
-    return pathlib.Path(config.data.cache or workdir.parent / "cache")
 
 
 def start_encoder(config: ConfigDict, cache: pathlib.Path) -> Pretrained:
@@ -103,48 +83,6 @@ def generated_tokenizer(vocab: int, cache: pathlib.Path) -> tokenizers.Tokenizer
     return tokenizers.Tokenizer.from_file(str(file))
 
 
-def family_data(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
-    """Every family that the config names, over its prepared sources."""
-    level, out = config.data.get("drop_overlap", ""), {}
-    kept = OverlapFilter([t for ts in test_sets(config, cache).values() for t in ts], level, cache) if level else None
-    for name in FAMILIES:
-        prepared = prepared_sources(config, name, cache)
-        if not prepared:
-            continue
-        rows = [mixture.Rows(p, kept.kept(p) if kept else range(len(p))) for p in prepared]
-        dropped = {r.data.name: len(r.data) - len(r) for r in rows}
-        parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
-        settings = config.data[name]
-        family = FAMILIES[name].of(settings).create(settings.to_dict(), prepared, tokenizer)
-        out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts], dropped)
-    return out
-
-
-def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list[Prepared]:
-    """The sources that the config names for a family."""
-    kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
-    named = resolve(c[name].sources, kind, DATASETS)
-    prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
-    for p in prepared:  # names that the source string gives go before those of the registry
-        p.names = {**concepts(p.name, p.types, DATASETS), **p.names}
-    seen = [p.name for p in prepared]
-    if len(set(seen)) < len(seen):
-        raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
-    return prepared
-
-
-def test_sets(config: ConfigDict, cache: pathlib.Path) -> dict[str, list[Prepared]]:
-    """The test rows of the downstream tasks, by family."""
-    root = config.data.root
-    return {
-        name: [
-            sources.prepare(s, cls.kind, root, str(cache), split="test")
-            for s in resolve(config.downstream[name], cls.kind, DATASETS)
-        ]
-        for name, cls in TASKS.items()
-    }
-
-
 def named_families(config: ConfigDict) -> tuple[str, ...]:
     """The families that have sources, which a strategy over several families trains all of.
 
@@ -175,7 +113,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices, **config.mesh)
-    cache = cache_folder(config, workdir)
+    cache = family_data.cache_folder(config, workdir)
     for folder in (workdir, cache):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file; give the name of a folder, new or old")
@@ -184,7 +122,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     spec = lora_spec(config)
     if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
-    data = family_data(config, start.tokenizer, cache)
+    data = family_data.load(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]
     encoders = [e for d in data.values() for e in d.family.encoders]
     strategy = strategies.make(config.strategy, named, constants, encoders)
@@ -232,58 +170,16 @@ def accumulation(config: ConfigDict, parts: int, families: Mapping[str, Family],
     return out
 
 
-def streams(data: Mapping[str, FamilyData], trained: Iterable[str], config: ConfigDict, seed: int) -> dict[str, Any]:
-    """One iterator of batches (`mixture.Drawn`) per trained family."""
-    out = {}
-    for i, name in enumerate(FAMILIES):
-        if name in trained:
-            d, c = data[name], config.data[name]
-            # Seeds apart by more than any number of sources, so that families draw independently.
-            out[name] = mixture.mixture(
-                d.family,
-                d.train,
-                requested_shares(config, d),
-                layout(config, name),
-                seed * 1_000_003 + 1_000 * i,
-                c.exhaustion,
-            )
-    return out
-
-
-def layout(config: ConfigDict, name: str) -> Layout:
-    """The shape of the family's batches."""
-    return Layout.of(config.data[name].rows, config.data[name].row_length)
-
-
-def requested_shares(config: ConfigDict, data: FamilyData) -> dict[str, float]:
-    """Source -> the share of the family's examples that the config asks for."""
-    c, name = config.data[data.family.name], data.family.name
-    weights = parse_weights(c.weights, f"data.{name}.weights")
-    return mixture.shares({source: len(rows) for source, rows in data.train}, weights, c.alpha, name)
-
-
-def parse_weights(text: str, key: str) -> dict[str, float]:
-    """'a=2,b=0.5' -> {'a': 2.0, 'b': 0.5}."""
-    weights = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        try:
-            weights[name.strip()] = float(value)
-        except ValueError:
-            raise UserError(f"{key} has '{part}'; write it as name=number,name=number") from None
-    return weights
-
-
 def reopen(
     model: Model, config: ConfigDict, workdir: pathlib.Path
-) -> tuple[ConfigDict, dict[str, FamilyData], train.Setup]:
+) -> tuple[ConfigDict, dict[str, family_data.FamilyData], train.Setup]:
     """(config, data, setup) of the run that `model` was loaded from, to take its gradients again.
 
     data.root, data.cache and devices come from `config` where given there, all else from the checkpoint.
     """
     saved = ConfigDict(model.meta["config"])
     saved.data.root, saved.data.cache = config.data.root or saved.data.root, config.data.cache or saved.data.cache
-    data = family_data(saved, model.tokenizer, cache_folder(saved, workdir))
+    data = family_data.load(saved, model.tokenizer, family_data.cache_folder(saved, workdir))
     strategy = model.strategy
     families = {name: data[name].family for name in strategy.families}
     for name, family in families.items():
@@ -299,7 +195,7 @@ def original(model: Model, config: ConfigDict, workdir: pathlib.Path) -> ConfigD
     out, here = copy.deepcopy(config), flatten_dict(config.to_dict(), sep=".")
     out.update(ConfigDict(model.meta["config"]))
     out.update_from_flattened_dict({key: here[key] for key in PLACES if here[key]})
-    out.data.cache = str(cache_folder(out, workdir))
+    out.data.cache = str(family_data.cache_folder(out, workdir))
     return out
 
 
@@ -347,7 +243,7 @@ def loop_config(config: ConfigDict, steps: int, checkpoint_every: int) -> loop.L
 def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, np.ndarray]]]:
     """Batches of the held-out rows of every trained family."""
     return {
-        name: mixture.held_out_batches(d.family, d.held_out, layout(config, name), config.seed)
+        name: mixture.held_out_batches(d.family, d.held_out, family_data.layout(config, name), config.seed)
         for name, d in run.data.items()
         if name in run.setup.families
     }

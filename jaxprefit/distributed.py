@@ -61,7 +61,9 @@ def joined(spec: str, join_within: int, lost_after: int) -> Iterator[None]:
         )
         number, count = jax.process_index(), jax.process_count()
     except Exception as e:  # no scheduler, a port in use, a process that does not come: each raises its own
-        raise UserError(f"--distributed={spec}: the processes cannot be joined ({_line(e)}); {_ADVICE}") from e
+        alone = spec == "auto" and "coordinator_address" in str(e)  # what JAX asks for where it finds no scheduler
+        reason = "no scheduler is found here" if alone else _line(e)
+        raise UserError(f"--distributed={spec}: the processes cannot be joined ({reason}); {_ADVICE}") from e
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if number else sys.stdout):
             yield

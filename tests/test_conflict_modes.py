@@ -10,7 +10,7 @@ import run
 from test_experiments import assert_valid
 
 import jaxprefit
-from experiments import conflict, conflict_trial, prefinetune, wiring
+from experiments import conflict, conflict_trial, family_data, prefinetune, wiring
 from jaxprefit import cli
 from jaxprefit.errors import UserError
 
@@ -81,7 +81,7 @@ def test_same_seed_same_trend(report: Path, naive: Path, cache: Path, tmp_path: 
 def test_a_stopped_family_moves_nothing_in_its_block(cache: Path, tmp_path: Path) -> None:
     c = config(cache)
     parts = wiring.make_run(c, tmp_path)
-    streams = wiring.streams(parts.data, parts.setup.families, c, c.seed)
+    streams = family_data.streams(parts.data, parts.setup.families, c, c.seed)
     batches = {name: next(stream).batch for name, stream in streams.items()}
     for stream in streams.values():
         stream.close()

@@ -21,7 +21,7 @@ from golden.formula import weights
 from golden.model_files import VOCABULARY, write_model
 
 import jaxprefit
-from experiments import conflict, downstream, prefinetune, wiring
+from experiments import conflict, downstream, family_data, prefinetune, wiring
 from jaxprefit import train
 
 ROOT = Path(__file__).parents[1]
@@ -289,7 +289,7 @@ def test_shapes_of_a_step_of_every_config(file: str, cache: Path, tmp_path: Path
     config.data.drop_overlap = ""  # the config's own tests are not here
     parts = wiring.make_run(config, tmp_path / "run")
     state, tx = wiring.fresh_state(parts)
-    streams = wiring.streams(parts.data, parts.setup.families, config, config.seed)
+    streams = family_data.streams(parts.data, parts.setup.families, config, config.seed)
     step = train.make_step(parts.setup, tx, parts.optimizer, parts.aggregate, parts.mesh, jax.random.key(0))
     after, metrics = jax.eval_shape(step, state, {name: next(stream).batch for name, stream in streams.items()})
     assert jax.tree.structure(after) == jax.tree.structure(state)

@@ -1,5 +1,6 @@
 """Grids of downstream cells: continued after a stop, not stopped by a failed cell, and the comparison made of them."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_experiments import assert_valid
 import jaxprefit
 from configs import objectives as objectives_config
 from experiments import downstream, objectives, prefinetune
+from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.errors import UserError
 
@@ -101,6 +103,8 @@ def test_objectives(cache: Path, tmp_path: Path) -> None:
         total = content["families"][entry["family"]]
         assert (total["tasks"], total["wins"]) == (1, int(after > before))
         assert content["prefinetuning"][entry["family"]]["settings"]["steps"] == 2
+        # What is scored for TC is the mean of the trained weights and the start's.
+        assert scored[1]["start"]["strategy"] == {"ner": "individual_ner", "tc": "averaged"}[entry["family"]]
         # An individual encoder is scored on its own family's tasks, the start encoder on all.
         assert [len(s["tasks"]) for s in scored] == [2, 1]
         assert json.loads((tmp_path / strategy / "summary.json").read_text())["steps"] == 2
@@ -109,6 +113,24 @@ def test_objectives(cache: Path, tmp_path: Path) -> None:
 
     files = run.files(tmp_path)
     assert objectives.run(config(cache, **settings), tmp_path) == found and run.files(tmp_path) == files
+
+
+def test_a_mean_of_weights_lies_between_its_parts(model: jaxprefit.Model) -> None:
+    tuned = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 4, model.params))
+    between = averaged([model, tuned], [0.25, 0.75])
+    jax.tree.map(lambda m, a: np.testing.assert_allclose(m, a + 3, atol=1e-5), between.backbone, model.backbone)
+    assert between.strategy.name == "averaged" and between.adapters == {} and between.heads == {}
+    other = dataclasses.replace(model, config=dataclasses.replace(model.config, num_layers=7))
+    with pytest.raises(UserError, match="encoders of one shape"):
+        averaged([model, other])
+
+
+def test_the_share_of_the_start_is_scored_and_bounded(cache: Path, tmp_path: Path) -> None:
+    bad = config(cache)
+    bad.individual.tc.start_share = 1.0
+    with pytest.raises(UserError, match="individual.tc.start_share is 1.0; it must be 0 or more and less than 1"):
+        objectives.run(bad, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_objectives_refuses_bad_settings_before_anything(cache: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import run
 
-from experiments import inspect_data, prefinetune, wiring
+from experiments import family_data, inspect_data, prefinetune, wiring
 from jaxprefit.data import synthetic
 from jaxprefit.data.overlap import texts_of
 from jaxprefit.errors import UserError
@@ -102,7 +102,7 @@ def test_training_leaves_the_rows_out_and_says_so(
     root: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     near = config(root, cache, {"data.drop_overlap": "near"})
-    data = wiring.family_data(near, wiring.start_tokenizer(near, cache), cache)
+    data = family_data.load(near, wiring.start_tokenizer(near, cache), cache)
     inspected = inspect_data.run(near, tmp_path / "out")
     for family, name in (("ner", "my_ner"), ("tc", "my_pairs")):
         assert data[family].dropped[name] == entry(inspected, "sources", name)["overlap"]["near"] > 0
@@ -113,7 +113,7 @@ def test_training_leaves_the_rows_out_and_says_so(
     assert not shared & {text for record in records for text in texts_of(record)}
     # What a run says at its end.
     capsys.readouterr()
-    (stream,) = wiring.streams(data, ["tc"], near, 0).values()
+    (stream,) = family_data.streams(data, ["tc"], near, 0).values()
     report = {"tc": prefinetune.data_report(near, data["tc"], stream.get_state())}
     stream.close()
     assert report["tc"]["sources"]["my_pairs"]["dropped"] == data["tc"].dropped["my_pairs"]
@@ -128,7 +128,7 @@ def test_exact_leaves_out_less_than_near(root: Path, cache: Path) -> None:
     dropped = {}
     for level in ("", "exact", "near"):
         c = config(root, cache, {"data.drop_overlap": level})
-        data = wiring.family_data(c, wiring.start_tokenizer(c, cache), cache)
+        data = family_data.load(c, wiring.start_tokenizer(c, cache), cache)
         dropped[level] = data["tc"].dropped["my_pairs"]
     assert 0 == dropped[""] < dropped["exact"] < dropped["near"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import run
 
-from experiments import wiring
+from experiments import family_data, wiring
 from jaxprefit import train
 from jaxprefit.encoder import REMAT, Encoder, EncoderConfig, init_backbone
 from jaxprefit.lora import LoraSpec, init_lora
@@ -76,7 +76,7 @@ def test_in_half_precision_weights_moments_losses_softmax_and_gram_are_float32(
     config.data.mlm.sources = ("generated:text?rows=100",)
     parts = wiring.make_run(config, tmp_path / "run")
     state, tx = wiring.fresh_state(parts)
-    streams = wiring.streams(parts.data, parts.setup.families, config, 0)
+    streams = family_data.streams(parts.data, parts.setup.families, config, 0)
     batches = {name: put_batch(parts.mesh, next(stream).batch) for name, stream in streams.items()}
     for stream in streams.values():
         stream.close()

@@ -18,6 +18,7 @@ from test_experiments import assert_valid
 import jaxprefit
 from configs import study as study_config
 from experiments import downstream, prefinetune, study, study_claims, study_fronts, study_grid, wiring
+from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
 from jaxprefit.downstream.significance import crossed_bootstrap
@@ -159,7 +160,7 @@ def test_every_variant_is_compared_at_equal_capacity(cache: Path, encoder: str, 
     models: dict[str, jaxprefit.Model] = {}
     for one in grid.runs:
         if one.parts:
-            models[one.folder] = study.averaged([models[p.folder] for p in one.parts])
+            models[one.folder] = averaged([models[p.folder] for p in one.parts])
         else:
             parts = wiring.make_run(one.config, tmp_path / "run")
             params = jax.tree.map(np.asarray, parts.params)
@@ -231,7 +232,7 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     assert [costs[v]["backbones"] for v in ("none", "individual", "averaged")] == [1, 2, 1]
     assert costs["individual"]["train_tokens"] == costs["averaged"]["train_tokens"] != {}
     parts = [jaxprefit.load(whole / f"random/individual_{f}-seed0").backbone for f in ("ner", "tc")]
-    mean = study.averaged([jaxprefit.load(whole / f"random/individual_{f}-seed0") for f in ("ner", "tc")])
+    mean = averaged([jaxprefit.load(whole / f"random/individual_{f}-seed0") for f in ("ner", "tc")])
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean.backbone, *parts)
     text = (whole / "study.md").read_text()
     for heading in ("Main table", "The paper's claims", "Fronts", "Label fractions", "Costs", "Tasks"):

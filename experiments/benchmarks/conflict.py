@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data
 from experiments.benchmarks.steps import Step
 from experiments.benchmarks.timing import interleaved, ratios, spread
 
@@ -21,7 +21,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     seconds = interleaved(steps, config.repetitions)
     return {
         "families": steps["with"].families,
-        "batch_tokens": {f: wiring.layout(config, f).tokens for f in steps["with"].families},
+        "batch_tokens": {f: family_data.layout(config, f).tokens for f in steps["with"].families},
         "parameters": steps["with"].parameters,
         "seconds": {kind: spread(values) for kind, values in seconds.items()},
         "time_ratio": ratios(seconds["with"], seconds["without"]),

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.benchmarks.timing import Spread, spread
 from jaxprefit import train
 from jaxprefit.data import mixture
@@ -23,7 +23,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Spreads of tokens per second of loader and step, and of their ratio; the share of tokens that are no padding."""
     run = wiring.make_run(config, workdir)
     state, tx = wiring.fresh_state(run)
-    streams = wiring.streams(run.data, run.setup.families, config, config.seed)
+    streams = family_data.streams(run.data, run.setup.families, config, config.seed)
     key = jax.random.key(config.seed)
     step = train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key)
     most = config.steps_per_repetition

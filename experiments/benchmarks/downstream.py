@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from experiments import downstream, wiring
+from experiments import downstream, family_data, wiring
 from jaxprefit import lora, optim, surgery, train
 from jaxprefit.data.packing import Layout, Packing
 from jaxprefit.downstream import batches, cells
@@ -36,7 +36,7 @@ from jaxprefit.strategies import make
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Both ways over the config's tasks and seeds, one after the other: seconds, cells per hour, and their scores."""
-    start = wiring.start_encoder(config, wiring.cache_folder(config, workdir))
+    start = wiring.start_encoder(config, family_data.cache_folder(config, workdir))
     model = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
     spec, cfg = wiring.lora_spec(config), downstream.recipe(config)
     tasks, seeds = downstream.load_tasks(config, workdir, model), list(config.downstream.seeds)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.benchmarks.timing import interleaved, ratios, spread
 from jaxprefit import surgery, train
 from jaxprefit.errors import UserError
@@ -53,7 +53,7 @@ class _Step:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         run = wiring.make_run(config, workdir)
         self.state, tx = wiring.fresh_state(run)
-        stream = wiring.streams(run.data, ("tc",), config, config.seed)["tc"]
+        stream = family_data.streams(run.data, ("tc",), config, config.seed)["tc"]
         self.batches = {"tc": put_batch(run.mesh, next(stream).batch)}
         stream.close()
         key = jax.random.key(config.seed)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import downstream, wiring
+from experiments import downstream, family_data, wiring
 from experiments.benchmarks.steps import Step, SummedStep
 from experiments.benchmarks.timing import interleaved, ratios, spread
 from jaxprefit.downstream.finetune import TaskData, finetune
@@ -28,7 +28,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "summed": SummedStep(config, workdir, strategy="naive"),
     }
     seconds = interleaved(steps, config.repetitions)
-    start = wiring.start_encoder(config, wiring.cache_folder(config, workdir))
+    start = wiring.start_encoder(config, family_data.cache_folder(config, workdir))
     model = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
     (task,) = (t for t in downstream.load_tasks(config, workdir, model) if t.family == "tc")
     modes = {mode: _finetuning(config, model, task, mode) for mode in ("adapter", "full")}
@@ -37,7 +37,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "encoder": f"{start.config.num_layers} x {start.config.hidden_size}",
         "parameters": naive.parameters,
         "lora": dataclasses.asdict(wiring.lora_spec(config)),
-        "batch_tokens": {f: wiring.layout(config, f).tokens for f in naive.families},
+        "batch_tokens": {f: family_data.layout(config, f).tokens for f in naive.families},
         "finetuning": {"task": task.name, "steps": config.downstream.steps, "test_rows": len(task.test)},
         "seconds": {kind: spread(values) for kind, values in seconds.items()},
         "lora_to_none": ratios(seconds["task_primary"], seconds["naive"]),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data, wiring
 from experiments.benchmarks.timing import interleaved, ratios, spread
 from jaxprefit import train
 from jaxprefit.errors import UserError
@@ -32,7 +32,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         raise UserError("what=peer needs an encoder that both can read; give model.path, a Hugging Face directory")
     config.strategy, config.data.tc.chunk_rows, config.run.log_gram = "task_primary", 0, False
     run = wiring.make_run(config, workdir)
-    streams = wiring.streams(run.data, run.setup.families, config, config.seed)
+    streams = family_data.streams(run.data, run.setup.families, config, config.seed)
     drawn = [{name: next(s).batch for name, s in streams.items()} for _ in range(config.steps_per_repetition)]
     for stream in streams.values():
         stream.close()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import wiring
+from experiments import family_data, wiring
 from jaxprefit import optim, train
 from jaxprefit.sharding import put_batch
 
@@ -25,7 +25,7 @@ class Step:
         self.state, tx = wiring.fresh_state(run)
         self.families = list(run.setup.families)
         self.parameters = sum(x.size for x in jax.tree.leaves(run.params["backbone"]))
-        streams = wiring.streams(run.data, self.families, c, c.seed)
+        streams = family_data.streams(run.data, self.families, c, c.seed)
         self.batches = {name: put_batch(run.mesh, next(stream).batch) for name, stream in streams.items()}
         for stream in streams.values():
             stream.close()
