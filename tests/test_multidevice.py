@@ -27,7 +27,12 @@ LAYOUTS = {  # name -> settings
     "8": {"devices": 8},
     "4x2": {"devices": 8, "mesh.fsdp": 2},
     "2x2x2": {"devices": 8, "mesh.data": 2, "mesh.fsdp": -1, "mesh.tensor": 2},
-}
+    # Dropout falls on other places where a batch is cut up.
+    "1 without dropout": {"devices": 1, "model.hidden_dropout": 0.0, "lora.dropout": 0.0},
+    "2 by parts": {
+        "devices": 2, "model.hidden_dropout": 0.0, "lora.dropout": 0.0, "run.accumulate": 2, "data.tc.chunk_rows": 4,
+    },
+}  # fmt: skip
 SETTINGS = {
     "strategy": "task_primary",
     "aggregator": "pcgrad",
@@ -55,7 +60,7 @@ def made(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         done = run.call("prefinetune", *run.flags(cache, changes), f"--workdir={workdir}", devices=8)
         assert done.returncode == 0, done.stderr
         device = json.loads((workdir / "summary.json").read_text())["device"]
-        assert device.startswith("1 x " if layout == "1" else "8 x ")
+        assert device.startswith(f"{LAYOUTS[layout]['devices']} x ")
         return workdir
 
     return make
@@ -99,6 +104,11 @@ def test_eight_devices_train_like_one(layout: str, made: Callable[..., Path]) ->
     assert_close_weights(weights(made(layout)), weights(made("1")))
     start, end = weights(made("1"), 3), weights(made("1"))
     assert max(np.abs(end[path] - start[path]).max() for path in end) > 1e-3, "the weights moved far enough to tell"
+
+
+def test_gradients_accumulated_on_several_devices_train_like_one(made: Callable[..., Path]) -> None:
+    assert_close_metrics(metrics(made("2 by parts")), metrics(made("1 without dropout")))
+    assert_close_weights(weights(made("2 by parts")), weights(made("1 without dropout")))
 
 
 @pytest.mark.slow
