@@ -8,7 +8,7 @@ from jaxprefit.encoder import LINEAR_MAPS
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of initialisation, data order and dropout
-    c.strategy = "task_primary"  # none, individual_ner, individual_tc, naive, task_primary, shared_lora, frozen_lora
+    c.strategy = "task_primary"  # none, individual_ner, _tc or _mlm, naive, task_primary, shared_lora, frozen_lora
     c.aggregator = "sum"  # of the families' gradients on shared parameters: see jaxprefit/surgery
     c.aggregator_scope = "whole"  # weights for all shared parameters together, or for each 'block': layer, embeddings
     c.devices = 0  # of the mesh; 0: all

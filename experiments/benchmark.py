@@ -43,12 +43,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"what is '{config.what}'; choose from {', '.join(BENCHMARKS)}")
     if config.repetitions < 2:
         raise UserError(f"repetitions is {config.repetitions}; it must be at least 2, to give a spread")
+    # Before this process takes the device, which first_step leaves to others.
+    measured = BENCHMARKS[config.what](config, workdir)
     content = {
         "schema": f"jaxprefit.benchmark.{config.what}",
         "version": BENCHMARK_VERSION,
         "device": f"{config.devices or jax.device_count()} x {jax.devices()[0].device_kind}",
         "repetitions": config.repetitions,
-        **BENCHMARKS[config.what](config, workdir),
+        **measured,
     }
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / f"benchmark_{config.what}.json", content)

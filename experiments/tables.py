@@ -18,7 +18,10 @@ from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 
-ORDER = ("none", "individual_ner", "individual_tc", "naive", "task_primary", "shared_lora", "frozen_lora", "averaged")
+ORDER = (
+    "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",
+    "averaged",
+)  # fmt: skip
 KINDS = {"jaxprefit.prefinetune": "summary", "jaxprefit.scores": "scores", "jaxprefit.conflict": "conflict"}
 
 

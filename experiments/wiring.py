@@ -122,28 +122,33 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     spec = lora_spec(config)
     if strategies.make(config.strategy, named).adapters:
         spec.validate(start.config)  # before data is read
+    for name in strategies.make(config.strategy, named).families:
+        check_family(config, name, mesh, start.config)
     data = family_data.load(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]
     encoders = [e for d in data.values() for e in d.family.encoders]
     strategy = strategies.make(config.strategy, named, constants, encoders)
-    for name in strategy.families:
-        c = config.data[name]
-        check_rows(mesh, c.rows, f"data.{name}.rows")
-        if not 4 <= c.max_length <= start.config.max_positions:
-            raise UserError(
-                f"data.{name}.max_length is {c.max_length}; this encoder takes 4 to {start.config.max_positions} tokens"
-            )
-        if c.row_length < c.max_length:
-            raise UserError(
-                f"data.{name}.row_length is {c.row_length}; "
-                f"a row must hold a text of data.{name}.max_length, {c.max_length}"
-            )
     families = {name: data[name].family for name in strategy.families}
     weights = {name: config.data[name].loss_weight for name in families}
     parts = accumulation(config, config.run.accumulate, families, row_devices(mesh))
     setup = train.Setup(Encoder(start.config, config.run.remat), families, strategy, weights, spec.dropout, parts=parts)
     params = train.init_params(strategy, families, start, spec, jax.random.key(config.seed))
     return Run(start, data, setup, optimizer, mesh, params, aggregate)
+
+
+def check_family(config: ConfigDict, name: str, mesh: jax.sharding.Mesh, encoder: EncoderConfig) -> None:
+    """Raises UserError for batches of a family that do not fit the mesh or the encoder."""
+    c = config.data[name]
+    check_rows(mesh, c.rows, f"data.{name}.rows")
+    if not 4 <= c.max_length <= encoder.max_positions:
+        raise UserError(
+            f"data.{name}.max_length is {c.max_length}; this encoder takes 4 to {encoder.max_positions} tokens"
+        )
+    if c.row_length < c.max_length:
+        raise UserError(
+            f"data.{name}.row_length is {c.row_length}; "
+            f"a row must hold a text of data.{name}.max_length, {c.max_length}"
+        )
 
 
 def accumulation(config: ConfigDict, parts: int, families: Mapping[str, Family], devices: int) -> dict[str, int]:
@@ -175,28 +180,33 @@ def reopen(
 ) -> tuple[ConfigDict, dict[str, family_data.FamilyData], train.Setup]:
     """(config, data, setup) of the run that `model` was loaded from, to take its gradients again.
 
-    data.root, data.cache and devices come from `config` where given there, all else from the checkpoint.
+    Where things lie (`checkpoints.PLACES`) comes from `config` as far as it says so, all else from the checkpoint.
     """
     saved = ConfigDict(model.meta["config"])
-    saved.data.root, saved.data.cache = config.data.root or saved.data.root, config.data.cache or saved.data.cache
+    _take_places(saved, config)
     data = family_data.load(saved, model.tokenizer, family_data.cache_folder(saved, workdir))
     strategy = model.strategy
     families = {name: data[name].family for name in strategy.families}
     for name, family in families.items():
         if family.describe() != model.meta["families"][name]:
             raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
-    parts = accumulation(saved, config.run.accumulate, families, 1)
+    parts = accumulation(saved, config.run.accumulate, {n: f for n, f in families.items() if f.accumulates}, 1)
     return saved, data, train.Setup(Encoder(model.config, config.run.remat), families, strategy, {}, parts=parts)
 
 
 def original(model: Model, config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
     """The config that the run of `model` had, to train from its start again; run.* and conflict.* are those of
-    `config`, and where given there data.root, data.cache, model.path and devices too."""
-    out, here = copy.deepcopy(config), flatten_dict(config.to_dict(), sep=".")
+    `config`, and its places as far as it names them."""
+    out = copy.deepcopy(config)
     out.update(ConfigDict(model.meta["config"]))
-    out.update_from_flattened_dict({key: here[key] for key in PLACES if here[key]})
+    _take_places(out, config)
     out.data.cache = str(family_data.cache_folder(out, workdir))
     return out
+
+
+def _take_places(saved: ConfigDict, config: ConfigDict) -> None:
+    here = flatten_dict(config.to_dict(), sep=".")
+    saved.update_from_flattened_dict({key: here[key] for key in PLACES if here[key]})
 
 
 def fresh_state(run: Run) -> tuple[train.TrainState, Any]:

@@ -1,10 +1,12 @@
 """Models between models: averages of weights that were trained from the same start."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.loading import Model
 from jaxprefit.strategies import Strategy
@@ -17,11 +19,13 @@ def averaged(models: Sequence[Model], shares: Sequence[float] | None = None) -> 
     `shares` are the weights of the mean, all alike by default. Of a start encoder and what was trained from it this is
     WiSE-FT (Wortsman et al., 2022, arXiv 2109.01903): part of what training made the encoder forget comes back.
 
-    Raises UserError for backbones of different shapes.
+    Raises UserError for encoders of different shapes, and for another number of shares than of models.
     """
-    shares = [1 / len(models)] * len(models) if shares is None else list(shares)
+    shares = [1 / len(models)] * len(models) if shares is None else shares
+    if len(shares) != len(models):
+        raise UserError(f"{len(shares)} shares for {len(models)} models; give each its own")
     first = models[0]
-    if any(m.config != first.config for m in models):
+    if any(_shape(m.config) != _shape(first.config) for m in models):
         raise UserError("only encoders of one shape can be averaged; take those of one start encoder")
 
     def mean(*leaves: np.ndarray) -> np.ndarray:
@@ -30,3 +34,7 @@ def averaged(models: Sequence[Model], shares: Sequence[float] | None = None) -> 
     backbone = jax.tree.map(mean, *(m.backbone for m in models))
     strategy = Strategy("averaged", (("backbone", ()),))
     return Model(first.config, {"backbone": backbone}, first.tokenizer, strategy, {"strategy": "averaged"})
+
+
+def _shape(config: EncoderConfig) -> EncoderConfig:
+    return dataclasses.replace(config, dtype="float32", hidden_dropout=0.0)  # these may differ

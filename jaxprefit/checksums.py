@@ -4,13 +4,17 @@ import hashlib
 import pathlib
 from collections.abc import Collection
 
+from jaxprefit.distributed import first
 from jaxprefit.files import write_text
 
 NAME = "SHA256SUMS"
 
 
 def write(folder: pathlib.Path) -> None:
-    """Lists every file under `folder` with its checksum, in its file SHA256SUMS."""
+    """Lists every file under `folder` with its checksum, in its file SHA256SUMS. Of several processes the first does:
+    the others need not read all files too."""
+    if not first():
+        return
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != NAME)
     write_text(folder / NAME, "".join(f"{_digest(p)}  {p.relative_to(folder).as_posix()}\n" for p in files))
 

@@ -21,6 +21,7 @@ from jaxprefit.preemption import Preempted, end_at_once
 
 USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h, "try again": a scheduler may start the same command anew
+_LESS_MEMORY = "take fewer data.*.rows, or data.tc.chunk_rows, run.accumulate or run.remat, which save memory"
 _WORKDIR = "Folder for everything that is written; created, or continued."
 
 
@@ -74,6 +75,11 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             _fail(str(e))
         except OSError as e:  # no permission, no space, a folder where a file should be
             _fail(f"{e.filename or workdir.value}: {e.strerror or e}")
+        except jax.errors.JaxRuntimeError as e:
+            if "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            first = " ".join(str(e).split())[:200]
+            _fail(f"out of memory ({first}); {_LESS_MEMORY}")
         except Preempted as e:
             _fail(str(e), PREEMPTED_STATUS)
         except KeyboardInterrupt:

@@ -68,6 +68,8 @@ def joined(spec: str, join_within: int, lost_after: int) -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if number else sys.stdout):
             yield
     except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" in str(e):  # started again it would run out of memory again
+            raise
         raise UserError(
             f"process {number} of {count}: what all compute together failed ({_line(e)}); if a process was lost, see "
             "its own message, and start the same command again in all of them: it continues from the last checkpoint"

@@ -1,7 +1,7 @@
 """Where the time of a few training steps goes: a trace for the usual viewers, and a page of text.
 
 The trace, WORKDIR/profile, opens in TensorBoard's profiler, XProf and Perfetto. The page, WORKDIR/profile.txt, has the
-loop's own clocks and the longest device operations of the trace.
+loop's own clocks and the longest device operations of the trace. Of several processes the first alone is profiled.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 
+from jaxprefit.distributed import first
 from jaxprefit.files import write_text
 
 WARM_UP = 3  # steps before the profile: the first compiles
@@ -36,7 +37,7 @@ class Profile:
     """A profile of `steps` steps of a loop that begins after step `start`; 0: none, and no cost."""
 
     def __init__(self, workdir: pathlib.Path, start: int, steps: int):
-        self.workdir, self.first, self.steps = workdir, start + WARM_UP, steps
+        self.workdir, self.first, self.steps = workdir, start + WARM_UP, steps if first() else 0
         self.clocks = dict.fromkeys(PARTS, 0.0)
         self.began = 0.0  # when the trace began; 0: it has not
         self.done = 0
@@ -46,9 +47,10 @@ class Profile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        wanted = self.steps
         if self.began:
             self._end()
-        elif self.steps and kind is None:
+        if wanted and not self.done and kind is None:
             print(f"no profile: the run had no more than {WARM_UP} steps, which warm up", file=sys.stderr)
 
     def step(self, number: int) -> None:
@@ -122,7 +124,7 @@ def operations(trace: Mapping[str, Any]) -> list[tuple[str, float, int]]:
 
 def summary(first: int, steps: int, seconds: float, clocks: Mapping[str, float], trace: Mapping[str, Any]) -> str:
     """The page: host clocks and device operations of `steps` steps from `first`, which took `seconds`."""
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    device = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
     lines = [f"steps {first} to {first + steps - 1} on {device}: {1e3 * seconds / steps:.2f} ms a step", ""]
     lines += ["The host's time:", f"{'ms a step':>12}{'share':>9}"]
     rows = [(name, clocks[name], text) for name, text in PARTS.items()]
@@ -130,7 +132,10 @@ def summary(first: int, steps: int, seconds: float, clocks: Mapping[str, float],
     lines += [f"{_numbers(s, seconds, steps)}  {name}: {text}" for name, s, text in rows]
     found = operations(trace)
     total = sum(s for _, s, _ in found)
-    lines += ["", f"The devices' operations, {1e3 * total / steps:.2f} ms a step over all devices and threads:"]
+    lines += [
+        "",
+        f"The devices' operations, {1e3 * total / steps:.2f} ms a step over all threads and devices here:",
+    ]
     lines += [f"{'ms a step':>12}{'share':>9}{'calls':>9}"] if found else ["the trace has none"]
     lines += [f"{_numbers(s, total, steps)}{calls / steps:9.1f}  {name}" for name, s, calls in found[:LONGEST]]
     return "\n".join(lines) + "\n"

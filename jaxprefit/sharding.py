@@ -43,7 +43,7 @@ def make_mesh(devices: int = 0, data: int = -1, fsdp: int = 1, tensor: int = 1) 
     """
     available = jax.devices()
     if devices < 0 or devices > len(available):
-        raise UserError(f"devices is {devices}; this machine shows {len(available)} ({available[0].platform})")
+        raise UserError(f"devices is {devices}; there are {len(available)} ({available[0].platform})")
     chosen = available[: devices or len(available)]
     if len(chosen) < len(available) and jax.process_count() > 1:
         raise UserError(f"devices is {devices}; several processes use all {len(available)} together: set it to 0")
@@ -51,7 +51,7 @@ def make_mesh(devices: int = 0, data: int = -1, fsdp: int = 1, tensor: int = 1) 
     rest = math.prod(n for n in sizes if n != -1)
     if len(chosen) % rest if -1 in sizes else rest != len(chosen):
         given = ", ".join(f"mesh.{axis} {n}" for axis, n in zip(AXES, sizes))
-        raise UserError(f"{given} do not make up {len(chosen)} devices; set one axis to -1, or devices to a multiple")
+        raise UserError(f"{given} do not make up {len(chosen)} devices; set one axis to -1, or change the others")
     shape = [len(chosen) // rest if n == -1 else n for n in sizes]
     # Auto axes on purpose: Linen's nn.Embed fails on an Explicit mesh as soon as the ids are sharded.
     return Mesh(np.asarray(chosen).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)

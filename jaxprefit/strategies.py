@@ -64,10 +64,6 @@ class Strategy:
                 return group.removeprefix("lora/")
         return None
 
-    def groups(self, params: Mapping) -> dict[str, str]:
-        """Path -> group for every leaf of `params`; raises KeyError at a parameter that no row names."""
-        return {path: self.group_of(path) for path in flatten_dict(params, sep="/")}
-
     def counts(self, params: Mapping) -> dict[str, tuple[int, tuple[str, ...]]]:
         """Group -> (number of entries, families that train it)."""
         sizes = dict.fromkeys((group for group, _ in self.table), 0)

@@ -77,7 +77,18 @@ def _python(*args: str, devices: int, **streams: Any) -> subprocess.Popen:
 
 def call(experiment: str, *args: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
     """As `start`, to its end, with what it printed."""
-    process = start(experiment, *args, devices=devices, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return _ended(start(experiment, *args, devices=devices, **_PIPED))
+
+
+def code(text: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """`python -c TEXT ARGS`, likewise."""
+    return _ended(_python("-c", text, *args, devices=1, **_PIPED))
+
+
+_PIPED: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def _ended(process: subprocess.Popen) -> subprocess.CompletedProcess[str]:
     with process:
         try:
             out, err = process.communicate(timeout=600)

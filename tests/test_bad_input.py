@@ -346,6 +346,16 @@ def test_status_and_line_of_a_setting_and_a_source(cache: Path, tmp_path: Path) 
     assert_clean(cache, tmp_path / "run")
 
 
+def test_out_of_memory_is_one_line(tmp_path: Path) -> None:
+    code = (
+        "import jax; from jaxprefit import cli\n"
+        "def main(config, workdir): jax.numpy.zeros((1 << 20, 1 << 24)).block_until_ready()\n"
+        "cli.run(main, '', config='configs/quickstart.py')"
+    )
+    done = run.code(code, f"--workdir={tmp_path / 'run'}")
+    assert_refused(done, "out of memory (RESOURCE_EXHAUSTED", "data.*.rows")
+
+
 def test_status_and_line_of_a_damaged_checkpoint(finished: Path, cache: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(damaged / "checkpoints" / "1" / "lora.ner")

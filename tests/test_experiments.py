@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +20,12 @@ import run
 from flax.traverse_util import flatten_dict
 from golden.formula import weights
 from golden.model_files import VOCABULARY, write_model
+from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import conflict, downstream, family_data, prefinetune, wiring
+from experiments import conflict, downstream, family_data, prefinetune, tables, wiring
 from jaxprefit import train
+from jaxprefit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -215,6 +218,21 @@ def test_downstream_of_a_plain_encoder(trained: Callable[[str], Trained], cache:
     downstream.run(run.config(cache, {"downstream.ner": ()}), tmp_path / "out", str(tmp_path / "plain"))
     content = assert_valid(tmp_path / "out" / "scores.json", "scores")
     assert content["start"]["step"] is None and content["average"]["ner"] is None
+
+
+def test_tables_of_several_runs(trained: Callable[[str], Trained], tmp_path: Path) -> None:
+    for name in ("naive", "individual_tc"):
+        shutil.copytree(trained(name).workdir, tmp_path / "runs" / name)
+    summary = json.loads((tmp_path / "runs" / "naive" / "summary.json").read_text())
+    (tmp_path / "runs" / "warm").mkdir()
+    (tmp_path / "runs" / "warm" / "summary.json").write_text(json.dumps({**summary, "strategy": "individual_mlm"}))
+    text = tables.run(ConfigDict(), tmp_path / "out", str(tmp_path / "runs"))
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    assert [r for r in rows if r[:3] not in ("str", "---")] == ["(start)", "individual_tc", "individual_mlm", "naive"]
+    assert (tmp_path / "out" / "tables.md").read_text() == text
+    shutil.copytree(trained("naive").workdir, tmp_path / "runs" / "again")
+    with pytest.raises(UserError, match=r"two results that would both be summary_naive.json; give a folder without"):
+        tables.run(ConfigDict(), tmp_path / "out", str(tmp_path / "runs"))
 
 
 def test_quickstart(cache: Path, tmp_path: Path) -> None:

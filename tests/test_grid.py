@@ -120,6 +120,10 @@ def test_a_mean_of_weights_lies_between_its_parts(model: jaxprefit.Model) -> Non
     between = averaged([model, tuned], [0.25, 0.75])
     jax.tree.map(lambda m, a: np.testing.assert_allclose(m, a + 3, atol=1e-5), between.backbone, model.backbone)
     assert between.strategy.name == "averaged" and between.adapters == {} and between.heads == {}
+    elsewhere = dataclasses.replace(model.config, dtype="bfloat16", hidden_dropout=0.3)
+    averaged([model, dataclasses.replace(model, config=elsewhere)])
+    with pytest.raises(UserError, match="1 shares for 2 models"):
+        averaged([model, tuned], [1.0])
     other = dataclasses.replace(model, config=dataclasses.replace(model.config, num_layers=7))
     with pytest.raises(UserError, match="encoders of one shape"):
         averaged([model, other])

@@ -63,6 +63,9 @@ def test_a_run_without_a_profile_leaves_none_and_a_short_one_says_so(
     train(tmp_path / ".", 1, 4)
     assert "profile" not in {p.name for p in tmp_path.iterdir()}
     assert "no profile: the run had no more than 3 steps" in capsys.readouterr().err
+    train(tmp_path / ".", WARM_UP, 4)
+    assert not (tmp_path / "profile.txt").exists()
+    assert "no profile: the run had no more than 3 steps" in capsys.readouterr().err
 
 
 def test_an_operation_does_not_count_what_it_contains() -> None:

@@ -16,7 +16,7 @@ from experiments.benchmarks.timing import interleaved, ratios, spread
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Medians and quartiles of seconds a step and of their ratio."""
-    config.strategy, config.data.tc.chunk_rows = "naive", 0
+    config.strategy, config.aggregator, config.data.tc.chunk_rows = "naive", "sum", 0
     steps = {kind: Step(config, workdir, run__log_gram=kind == "with") for kind in ("without", "with")}
     seconds = interleaved(steps, config.repetitions)
     return {

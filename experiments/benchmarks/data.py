@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from experiments import family_data, wiring
 from experiments.benchmarks.timing import Spread, spread
-from jaxprefit import train
 from jaxprefit.data import mixture
 from jaxprefit.families import useful_tokens
 from jaxprefit.sharding import put_batch
@@ -21,11 +20,11 @@ from jaxprefit.sharding import put_batch
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Spreads of tokens per second of loader and step, and of their ratio; the share of tokens that are no padding."""
+    config.run.nonfinite = "stop"  # that step is one compiled program
     run = wiring.make_run(config, workdir)
     state, tx = wiring.fresh_state(run)
     streams = family_data.streams(run.data, run.setup.families, config, config.seed)
-    key = jax.random.key(config.seed)
-    step = train.make_step(run.setup, tx, run.optimizer, run.aggregate, run.mesh, key)
+    step = wiring.make_step(run, tx, config)
     most = config.steps_per_repetition
     rates: dict[str, list[float]] = {"loader": [], "step": []}
     for repetition in range(config.repetitions + 1):

@@ -39,6 +39,8 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     start = wiring.start_encoder(config, family_data.cache_folder(config, workdir))
     model = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
     spec, cfg = wiring.lora_spec(config), downstream.recipe(config)
+    if cfg.mode not in MODES:
+        raise UserError(f"downstream.mode is '{cfg.mode}', which trains nothing; choose from {', '.join(MODES)}")
     tasks, seeds = downstream.load_tasks(config, workdir, model), list(config.downstream.seeds)
     begin = time.perf_counter()
     fast = {}

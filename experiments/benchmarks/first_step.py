@@ -24,6 +24,7 @@ OTHER_CACHES = ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE")  # 
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Seconds of the cold start, and median and quartiles of the warm ones."""
+    config.run.log_every = 1
     config.optimizer.steps, config.data.tc.chunk_rows = 1000, 0  # ended long before
     with tempfile.TemporaryDirectory() as folder:
         config.data.cache = f"{folder}/cache"
@@ -46,12 +47,16 @@ def first_step(config: ConfigDict, workdir: pathlib.Path) -> float:
     metrics, begin = workdir / "metrics.jsonl", time.perf_counter()
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
-            while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            while process.poll() is None and not _written(metrics):
                 time.sleep(0.02)
             seconds = time.perf_counter() - begin
         finally:
             process.kill()
-        if not metrics.exists():
+        if not _written(metrics):
             _, told = process.communicate()
             raise UserError((told.strip().splitlines() or ["the run ended before its first step"])[-1])
     return seconds
+
+
+def _written(file: pathlib.Path) -> bool:
+    return file.exists() and file.stat().st_size > 0

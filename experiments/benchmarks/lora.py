@@ -1,7 +1,7 @@
 """What LoRA, and keeping the families' gradients apart, cost a pre-finetuning step; what an adapter saves downstream.
 
 In turns: the step of task_primary and of naive; of naive and of the same on one summed loss; a fine-tuning in mode
-adapter and in mode full, with its predictions, one seed of the config's TC task.
+adapter and in mode full, with its predictions, one seed of the first task of downstream.tc.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from experiments import downstream, family_data, wiring
 from experiments.benchmarks.steps import Step, SummedStep
 from experiments.benchmarks.timing import interleaved, ratios, spread
 from jaxprefit.downstream.finetune import TaskData, finetune
+from jaxprefit.errors import UserError
 from jaxprefit.loading import Model
 from jaxprefit.strategies import make
 
@@ -30,7 +31,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     seconds = interleaved(steps, config.repetitions)
     start = wiring.start_encoder(config, family_data.cache_folder(config, workdir))
     model = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
-    (task,) = (t for t in downstream.load_tasks(config, workdir, model) if t.family == "tc")
+    task = next((t for t in downstream.load_tasks(config, workdir, model) if t.family == "tc"), None)
+    if task is None:
+        raise UserError("what=lora fine-tunes the first task of downstream.tc, which is empty")
     modes = {mode: _finetuning(config, model, task, mode) for mode in ("adapter", "full")}
     seconds |= interleaved(modes, config.repetitions)
     return {

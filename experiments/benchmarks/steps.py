@@ -21,6 +21,7 @@ class Step:
         """`changes` are settings by dotted key, with '__' for the dots."""
         c = copy.deepcopy(config)
         c.update_from_flattened_dict({key.replace("__", "."): value for key, value in changes.items()})
+        c.run.nonfinite = "stop"  # that step is one compiled program
         run = wiring.make_run(c, workdir)
         self.state, tx = wiring.fresh_state(run)
         self.families = list(run.setup.families)
