@@ -5,14 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
 
 from jaxprefit import optim, train
-from jaxprefit.conflict import curvature, preconditioned
+from jaxprefit.conflict import curvature, noise, preconditioned
 from jaxprefit.conflict.describe import number
 from jaxprefit.conflict.gram import Flat
 from jaxprefit.conflict.lookahead import look_ahead
-from jaxprefit.conflict.measures import LEVEL
+from jaxprefit.conflict.measures import mean_interval
 from jaxprefit.conflict.probe import Grams
 from jaxprefit.conflict.products import expected
 
@@ -34,16 +33,21 @@ class Inputs(NamedTuple):
     metric: Flat  # Adam's
     factors: np.ndarray  # [F] of each family's gradient in the run's step
     optimizer: optim.OptimizerConfig
-    whole: Grams  # of all shared parameters
+    whole: Grams  # of all shared parameters, in Adam's metric
 
 
 def measure(given: Inputs, steps: int) -> dict[str, Any]:
     """The parts 'affinity' and 'curvature': of `steps` updates a family, each from a batch of its own, at the peak
-    learning rate of the run's backbone, without momentum."""
+    learning rate of the run's backbone, without momentum.
+
+    The tragic triad is in Adam's metric P, where that update is a plain gradient step: gradients P^1/2 g and Hessians
+    P^1/2 H P^1/2 of the sum of the losses, each times its family's factor.
+    """
     names, rate = list(given.setup.families), given.optimizer.backbone_lr
     if not all(given.held[name] for name in names):
         return {"affinity": None, "curvature": None}
-    tried, bent = [], []
+    tried, bent, root = [], [], preconditioned.view(given.metric)
+    factors = dict(zip(names, given.factors.tolist()))
 
     def loss(name: str, params: Flat, batch: Any) -> jax.Array:
         return train.family_loss(given.setup, name, params, batch, None)[0]
@@ -54,13 +58,14 @@ def measure(given: Inputs, steps: int) -> dict[str, Any]:
     }
 
     def bends(batches: Mapping[str, Any], gradients: Mapping[str, Flat], updates: Mapping[str, Flat]) -> list[float]:
-        """Curvature along each family's update, along the joint one, and the largest of the sum of losses."""
+        """Curvature along each family's update; in Adam's metric along the joint one, and the largest."""
         of = {name: (lambda p, v, name=name: products[name](p, v, batches[name])) for name in names}
 
         def product(p: Flat, v: Flat) -> Flat:
-            return _total(one(p, v) for one in of.values())
+            v = root(v)
+            return root(_total(_times(factors[name], one(p, v)) for name, one in of.items()))
 
-        g, u = _total(gradients.values()), _total(updates.values())
+        g, u = root(_total(gradients.values())), _total(updates.values())
         own = [curvature.along(of[name], given.flat, updates[name]) for name in names]
         joint = curvature.multi_task_curvature(product, given.flat, u, g)
         return [float(x) for x in (*own, joint, curvature.largest(product, given.flat, g, LARGEST_ITERATIONS))]
@@ -68,8 +73,8 @@ def measure(given: Inputs, steps: int) -> dict[str, Any]:
     for _ in range(steps):
         drawn = {name: next(given.streams[name]) for name in names}
         gradients = {
-            name: {p: factor * g for p, g in given.gradient(name, drawn[name]).items() if p in set(given.shared)}
-            for name, factor in zip(names, given.factors)
+            name: _times(factor, {p: g for p, g in given.gradient(name, drawn[name]).items() if p in set(given.shared)})
+            for name, factor in factors.items()
         }
         updates = {name: preconditioned.update(g, given.metric, rate) for name, g in gradients.items()}
         found = look_ahead(loss, given.flat, updates, given.held)
@@ -83,13 +88,15 @@ def measure(given: Inputs, steps: int) -> dict[str, Any]:
     triads = []
     for i in range(len(names)):
         for j in range(i + 1, len(names)):
-            pair = expected(given.whole.groups)[np.ix_((i, j), (i, j))]
-            triad = curvature.tragic_triad(pair, float(joint.mean()), float(lipschitz.mean()), rate)
+            pair = (expected(given.whole.groups) * np.outer(given.factors, given.factors))[np.ix_((i, j), (i, j))]
+            _, *bounds = (float(x) for x in noise.corrected_cosine(given.whole.groups, i, j))
+            triad = curvature.tragic_triad(pair, (bounds[0], bounds[1]), joint, lipschitz, rate)
             triads.append({"families": [names[i], names[j]], **triad._asdict()})
     return {
         "affinity": affinity,
         "curvature": {
             "steps": steps,
+            "metric": "adam",
             "along_update": {name: _mean(x) for name, x in zip(names, along)},
             "joint": _mean(joint),
             "lipschitz": _mean(lipschitz),
@@ -103,6 +110,10 @@ def _total(parts: Iterable[Flat]) -> dict[str, jax.Array]:
     return jax.tree.map(lambda *x: sum(x[1:], start=x[0]), *map(dict, parts))
 
 
+def _times(factor: float, parts: Flat) -> dict[str, jax.Array]:
+    return {path: factor * x for path, x in parts.items()}
+
+
 def _matrix(values: np.ndarray) -> list[list[dict[str, Any]]]:
     """[steps, F, F] -> [i][j] the mean with its interval over the steps."""
     return [[_mean(values[:, i, j]) for j in range(values.shape[2])] for i in range(values.shape[1])]
@@ -110,7 +121,5 @@ def _matrix(values: np.ndarray) -> list[list[dict[str, Any]]]:
 
 def _mean(values: np.ndarray) -> dict[str, Any]:
     """Mean over steps [n] with Student's t interval."""
-    mean, half = float(np.mean(values)), float("nan")
-    if len(values) > 1:
-        half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return {"value": number(mean, 9), "interval": [number(mean - half, 9), number(mean + half, 9)]}
+    _, low, high, _ = mean_interval(values)
+    return {"value": number(np.mean(values), 9), "interval": [number(low, 9), number(high, 9)]}

@@ -73,7 +73,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     }
     section |= {"affinity": None, "curvature": None}
     if config.conflict.lookahead and "adam" in views:
-        whole = gram.regroup(found["gradient"], gram.GROUPINGS["whole"])["whole"]
+        whole = gram.regroup(found["adam"], gram.GROUPINGS["whole"])["whole"]
         held = {
             name: mixture.held_out_batches(d.family, d.held_out, family_data.layout(saved, name), saved.seed)
             for name, d in data.items()

@@ -1,6 +1,9 @@
 """Conflict in the optimizer's eyes: Adam's metric, look-ahead affinity, curvature, the tragic triad."""
 
+import itertools
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +11,12 @@ import numpy as np
 import optax
 import pytest
 
-from jaxprefit import checkpoints
+from experiments import conflict_lookahead
+from jaxprefit import checkpoints, optim, train
 from jaxprefit.conflict import curvature, preconditioned
 from jaxprefit.conflict.gram import by_layer, gram
 from jaxprefit.conflict.lookahead import look_ahead
+from jaxprefit.conflict.probe import Grams
 from jaxprefit.train import TrainState
 
 B2, EPS = 0.99, 1e-8
@@ -168,12 +173,57 @@ def test_tragic_triad_by_hand() -> None:
     bound = 0.36 * np.sum((g - h) ** 2) / np.sum((g + h) ** 2)
     lipschitz = 10.0
     high = bound * lipschitz + 1.0
-    assert curvature.tragic_triad(m, high, lipschitz, 2.1) == (True, True, True, True)
-    assert curvature.tragic_triad(m, high, lipschitz, 1.9) == (True, True, False, False)
-    assert curvature.tragic_triad(m, bound * lipschitz - 1, lipschitz, 2.1) == (True, False, False, False)
+
+    def triad(
+        gram: np.ndarray, curvatures: tuple[float, ...], rate: float, cosine: tuple[float, float] = (-0.9, -0.7)
+    ) -> curvature.Triad:
+        l = np.asarray(curvatures)  # noqa: E741
+        return curvature.tragic_triad(gram, cosine, l, np.full(len(l), lipschitz), rate)
+
+    assert triad(m, (high, high), 2.1) == (True, True, True, True)
+    assert triad(m, (high, high), 1.9) == (True, True, False, False)
+    assert triad(m, (bound * lipschitz - 1,) * 2, 2.1) == (True, False, False, False)
     equal = np.asarray([[1.0, -0.8], [-0.8, 1.0]])
-    assert curvature.tragic_triad(equal, 100.0, lipschitz, 2.1).conflict is False, "no difference in size"
-    assert curvature.tragic_triad(np.full((2, 2), np.nan), high, lipschitz, 2.1) == (None,) * 4
-    zero = np.diag([1.0, 0.0])
-    assert curvature.tragic_triad(zero, high, lipschitz, 2.1).flag is None, "a zero gradient: undefined"
-    assert curvature.tragic_triad(m, float("nan"), lipschitz, 2.1) == (True, None, None, None)
+    assert triad(equal, (100.0, 100.0), 2.1).conflict is False, "no difference in size"
+    none = (float("nan"), float("nan"))
+    assert triad(np.full((2, 2), np.nan), (high, high), 2.1, none) == (None,) * 4
+    assert triad(np.diag([1.0, 0.0]), (high, high), 2.1).flag is None, "a zero gradient: undefined"
+    assert triad(m, none, 2.1) == (True, None, None, None)
+    # An interval that holds the threshold decides nothing; of one batch there is none.
+    assert triad(m, (high, high), 2.1, (-0.9, -0.3)) == (None, True, True, None)
+    assert triad(m, (high - 0.5, high + 0.5), 2.1) == (True, None, None, None)
+    assert triad(m, (high,), 2.1) == (True, None, None, None)
+
+
+def test_triad_is_in_adams_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two quadratics in w of Hessians A and B, weighted 1 and 2, under Adam's metric P.
+    a, b, p = np.diag([3.0, 1.0]), np.asarray([[2.0, 1.0], [1.0, 4.0]]), np.asarray([4.0, 0.25])
+    hessians, at, rate = {"ner": a, "tc": b}, np.asarray([1.0, -2.0]), 1e-3
+
+    def loss(setup: Any, name: str, params: dict, batch: Any, key: Any) -> tuple[jax.Array, dict]:
+        return params["w"] @ jnp.asarray(hessians[name], jnp.float32) @ params["w"] / 2 + 1, {}
+
+    monkeypatch.setattr(train, "family_loss", loss)
+    drawn = types.SimpleNamespace(batch=0)
+    k = np.einsum("fd,d,gd->fg", *(np.stack([a @ at, b @ at]), p, np.stack([a @ at, b @ at])))
+    given = conflict_lookahead.Inputs(
+        types.SimpleNamespace(families=("ner", "tc")),  # type: ignore[arg-type]
+        {"w": jnp.asarray(at, jnp.float32)},
+        ["w"],
+        lambda name, _: {"w": jnp.asarray(hessians[name] @ at, jnp.float32)},
+        dict.fromkeys(hessians, itertools.repeat(drawn)),
+        {name: [0] for name in hessians},
+        {"w": jnp.asarray(p, jnp.float32)},
+        np.asarray([1.0, 2.0]),
+        optim.OptimizerConfig(backbone_lr=rate),
+        Grams(np.zeros((2, 2, 2, 2, 2)), np.broadcast_to(k[:, None, :, None], (2, 4, 2, 4))),
+    )
+    found = conflict_lookahead.measure(given, 2)["curvature"]
+    total = a + 2 * b
+    inner, step = np.sqrt(p)[:, None] * total * np.sqrt(p), p * (total @ at)  # of the Hessian in the metric
+    assert found["lipschitz"]["value"] == pytest.approx(np.linalg.eigvalsh(inner)[-1], rel=1e-3)
+    along = step @ total @ step / (step @ (total @ at))
+    assert found["joint"]["value"] == pytest.approx(along, rel=1e-5) and found["metric"] == "adam"
+    # The decrease of a step -eta P g is eta g P g - eta^2 (Pg) H (Pg) / 2: what eta times `joint` tells beside 2.
+    (triad,) = found["triads"]
+    assert triad["step"] is False and triad["flag"] is False

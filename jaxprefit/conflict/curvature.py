@@ -5,7 +5,7 @@ much, and high curvature along the joint step. None of them does alone.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,9 @@ def multi_task_curvature(product: Product, params: Flat, update: Flat, gradient:
 
 
 def largest(product: Product, params: Flat, start: Flat, iterations: int = 20) -> jax.Array:
-    """[] |largest eigenvalue| of the Hessian over the paths of `start`, by power iteration: the Lipschitz constant here
-    of the gradient, from below. `start` [..] is a random direction."""
+    """[] a lower bound of the largest |eigenvalue| of the Hessian over the paths of `start`, the gradient's Lipschitz
+    constant here, by power iteration from `start`: any direction, such as the gradient, that the eigenvector is not
+    orthogonal to. More iterations bring it nearer."""
     vector, norm = dict(start), jnp.sqrt(dot(start, start))
     for _ in range(iterations):
         vector = dict(product(params, {path: x / jnp.maximum(norm, 1e-30) for path, x in vector.items()}))
@@ -73,7 +74,7 @@ def largest(product: Product, params: Flat, start: Flat, iterations: int = 20) -
 
 
 class Triad(NamedTuple):
-    """The three conditions for two tasks, each None where undefined, and all of them together."""
+    """The three conditions for two tasks, each None where undefined or undecided, and all of them together."""
 
     conflict: bool | None  # (a) cos(g_i, g_j) <= -Phi: they conflict, given how their sizes differ
     curvature: bool | None  # (b) l >= xi L: curvature along the step is high against the bounding measure
@@ -81,24 +82,33 @@ class Triad(NamedTuple):
     flag: bool | None
 
 
-def tragic_triad(gram: np.ndarray, curvature: float, lipschitz: float, learning_rate: float) -> Triad:
+def tragic_triad(
+    gram: np.ndarray,
+    cosine: tuple[float, float],
+    curvature: np.ndarray,
+    lipschitz: np.ndarray,
+    learning_rate: float,
+) -> Triad:
     """Whether all conditions hold under which a projected step beats the plain one (theorem 2 of arXiv 2001.06782).
 
-    gram [2, 2] of the two gradients (best the expected ones, `products.expected`), `curvature` l = H / |g|^2
-    (`multi_task_curvature`), `lipschitz` L of the gradient (`largest`), `learning_rate` of a plain gradient step. The
-    theorem is about plain steps: for Adam, pass all of it in Adam's metric, and read the flag as a hint.
+    gram [2, 2] of the two gradients (best the expected ones, `products.expected`) and the interval of their `cosine`;
+    of n >= 2 batches [n] `curvature` l = H / |g|^2 (`multi_task_curvature`) and `lipschitz` L of the gradient
+    (`largest`); `learning_rate` of a plain gradient step. The theorem is about plain steps: for Adam, pass all of it in
+    Adam's metric, and read the flag as a hint. A condition is None where its interval holds the threshold: that of the
+    cosine, and of l - xi L over the batches. How the sizes differ, and xi, are taken as `gram` has them.
     """
-    cosine, similarity = measures.cosine(gram)[0, 1], measures.magnitude_similarity(gram)[0, 1]
-    bound = measures.curvature_bound(gram)[0, 1] * lipschitz
-    excess = curvature - bound
+    similarity, bound = (m(gram)[0, 1] for m in (measures.magnitude_similarity, measures.curvature_bound))
+    _, low, high, _ = measures.mean_interval(curvature - bound * lipschitz)
 
-    def known(condition: Any, *values: float) -> bool | None:
-        return bool(condition) if np.isfinite(values).all() else None
+    def above(low: float, high: float, threshold: float) -> bool | None:
+        if not np.isfinite([low, high, threshold]).all() or low < threshold <= high:
+            return None
+        return bool(low >= threshold)
 
     conditions = (
-        known(cosine <= -similarity, cosine, similarity),
-        known(excess >= 0, excess),
-        known(excess > 0 and learning_rate * excess >= 2, excess),
+        above(-cosine[1], -cosine[0], similarity),
+        above(low, high, 0.0),
+        above(learning_rate * low, learning_rate * high, 2.0),
     )
     # One condition that fails settles it, whatever is unknown of the others.
     flag = False if False in conditions else None if None in conditions else True

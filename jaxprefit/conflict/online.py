@@ -17,11 +17,10 @@ import scipy.stats
 from jaxprefit.conflict.blocks import ordered
 from jaxprefit.conflict.describe import number
 from jaxprefit.conflict.gram import regroup
+from jaxprefit.conflict.measures import LEVEL, mean_interval
 from jaxprefit.downstream.significance import holm
 from jaxprefit.errors import UserError
 from jaxprefit.loop import lines_up_to
-
-LEVEL = 0.95
 
 
 class Logged(NamedTuple):
@@ -65,16 +64,6 @@ def cosines(m: np.ndarray, i: int, j: int) -> np.ndarray:
     """[N] cosine of families i and j at each step; NaN where a gradient is zero."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return m[:, i, j] / np.sqrt(m[:, i, i] * m[:, j, j])
-
-
-def mean_interval(x: np.ndarray) -> tuple[float, float, float, float]:
-    """(mean, low, high, two-sided p of mean 0) by Student's t over the steps [n]; NaN for fewer than two."""
-    if len(x) < 2 or not np.isfinite(x).all():
-        return (float("nan"),) * 4
-    mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * error
-    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, len(x) - 1)) if error > 0 else float(mean == 0)
-    return mean, mean - half, mean + half, p
 
 
 def _block(steps: np.ndarray, m: np.ndarray, i: int, j: int, parts: Sequence[np.ndarray]) -> dict[str, Any]:
