@@ -156,7 +156,8 @@ DEFAULT = lora.LoraSpec(last_layers=2, rank=8, alpha=16.0)
 
 
 def block(verdict: str = "undecided", contribution: float | None = None) -> dict[str, Any]:
-    return {"verdict": verdict, "contribution": contribution}
+    interval = [None, None] if contribution is None else [contribution - 0.01, contribution + 0.01]
+    return {"verdict": verdict, "contribution": contribution, "contribution_interval": interval}
 
 
 def pair(conflicts: dict[int, float], kinds: tuple[str, ...] = LINEAR_MAPS) -> dict[str, Any]:
@@ -182,7 +183,10 @@ def test_layers_in_conflict_get_the_adapters() -> None:
     assert found["lora"]["targets"] == list(LINEAR_MAPS)
     assert (found["lora"]["rank"], found["lora"]["alpha"]) == (8, 16.0)
     assert found["parameters"] == found["default_parameters"] == lora.size(DEFAULT, ENCODER)
-    assert "not measured" in found["reason"] and "-0.300" in found["reason"]
+    assert "not measured" in found["reason"] and "-0.300 [-0.310, -0.290]" in found["reason"]
+    assert found["evidence"][1]["contribution_interval"] == pytest.approx([-0.31, -0.29])
+    two = advice.advise([pair({1: -0.3}), pair({1: -0.2})], None, DEFAULT, ENCODER)
+    assert "contribution" not in two["reason"], "the sum of two pairs has no interval"
 
 
 def test_fewer_matrices_get_a_higher_rank_for_the_same_parameters() -> None:
@@ -198,7 +202,16 @@ def test_fewer_matrices_get_a_higher_rank_for_the_same_parameters() -> None:
 def test_undecided_keeps_the_default_and_says_so() -> None:
     found = advice.advise([pair({})], None, DEFAULT, ENCODER)
     assert not found["decided"] and found["lora"] == found["default"] == advice.fragment(DEFAULT)
-    assert "does not suffice" in found["reason"] and "4 of 4 undecided" in found["reason"]
+    assert "does not suffice" in found["reason"] and "undecided in 4 of 4 layers" in found["reason"]
+
+
+def test_no_candidate_is_not_always_for_want_of_data() -> None:
+    agreed = pair({0: -0.3})
+    for n in (1, 2, 3):
+        agreed["blocks"]["layer"][f"layer_{n}"] = block("agreement", 0.2)
+    found = advice.advise([agreed], [stop(0, "ner", "higher")], DEFAULT, ENCODER)
+    assert not found["decided"] and "suffice" not in found["reason"]
+    assert "Gradients agree: layers 1, 2, 3." in found["reason"] and "only raises" in found["reason"]
 
 
 def test_ablation_goes_before_gradients() -> None:

@@ -85,16 +85,18 @@ def test_where_the_verdict_is_undecided_no_corrected_number_stands(result: dict[
     for blocks in result["probe"]["pairs"][0]["blocks"].values():
         column = {row[0]: row[4] for row in report.rows(blocks)}
         for name, block in blocks.items():
-            if block["verdict"] == "undecided":
-                assert column[name] == "undecided", name
+            if block["corrected_cosine"] is None:
+                assert column[name] == "refused", name
             else:
-                assert column[name] == "undecided" or column[name].startswith(("+", "-")), name
+                number = column[name].partition(" [")[0]
+                assert number == "undecided" or (block["verdict"] != "undecided" and number[0] in "+-"), name
+                assert column[name].endswith(report.bounds(block["corrected_interval"], 2)), name
     layers = by_layer(result)
     assert layers["layer_9"]["verdict"] == "conflict" and layers["layer_3"]["verdict"] == "agreement"
     column = {row[0]: row[4] for row in report.rows(layers)}
     assert column["layer_9"].startswith("-0.") and column["layer_3"].startswith("+0.")
     zero = report.rows({"zero": result["probe"]["pairs"][0]["blocks"]["module"]["layer_10/key"]})[0]
-    assert zero == ["zero", "- ", "- / -", "undecided", "undecided", "-", "-"]
+    assert zero == ["zero", "- ", "- / -", "undecided", "refused", "-", "-"]
 
 
 def test_contributions_add_up_to_the_whole_cosine(result: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ def test_tables_on_the_terminal(result: dict[str, Any], capsys: pytest.CaptureFi
     for text in ("by layer", "by kind", "layer_10", "attention_output", "whole", "undecided", "conflict"):
         assert text in out
     assert "512 tokens of ner, 1,024 tokens of tc" in out and "24 rounds" in out
-    assert "Rows of tc were drawn more than once" in out
+    assert "Rows of tc were drawn more than once" in out and "pulls the noise-corrected cosine toward 0" in out
 
 
 def test_three_families_are_three_pairs() -> None:
@@ -138,11 +140,52 @@ def test_verdict_comes_first_and_claims_no_cause(result: dict[str, Any]) -> None
     assert "consistent with" in words.verdict(conflict)[0]
 
 
+def test_verdict_prints_no_cosine_without_interval(result: dict[str, Any]) -> None:
+    decided = copy.deepcopy(result)
+    whole = decided["probe"]["pairs"][0]["blocks"]["whole"]["whole"]
+    whole |= {"verdict": "conflict", "cosine": -0.1, "cosine_interval": [-0.12, -0.08]}
+    whole |= {"corrected_cosine": -0.5, "corrected_interval": [-0.6, -0.4]}
+    text = words.verdict(decided)[0]
+    assert "noise-corrected cosine -0.50 [-0.60, -0.40]; raw -0.100 [-0.120, -0.080]" in text
+    whole |= {"verdict": "undecided", "batches_for_sign": 527568.0, "batches_for_sought": 900.0}
+    text = words.verdict(decided)[0]
+    assert "to see a cosine of 0.1 takes about 900 batches" in text and "527,568" not in text
+    del whole["batches_for_sought"]  # an older report
+    assert "batches a family" not in words.verdict(decided)[0]
+
+
+def test_batches_for_a_named_cosine_do_not_follow_the_estimate() -> None:
+    blocks = {f"b{seed}": from_batches(batches(0.0, 1.0, seed, dimensions=40)) for seed in range(6)}
+    found = [pairs({"layer_0/query": g}, ("ner", "tc"))[0]["blocks"]["whole"]["whole"] for g in blocks.values()]
+    sought, sign = ([b[key] for b in found] for key in ("batches_for_sought", "batches_for_sign"))
+    assert max(sought) < 3 * min(sought) and max(sign) > 10 * min(sign)
+
+
+def test_comparison_of_runs_has_a_verdict(result: dict[str, Any]) -> None:
+    probe = {k: result["probe"][k] for k in ("rounds", "batch_tokens", "pairs")}
+    runs = [{"name": name, **RUN, "held_out": None, **probe} for name in ("one", "two")]
+    about = {**dict.fromkeys(RUN), "checkpoint": "one,two"}
+    both = report.content(about, {"compare": runs}, Path("nowhere/conflict.json"))
+    (text,) = words.verdict(both)
+    assert "one (naive, sum, step 3) and two (naive, sum, step 3)" in text and "not tested" in text
+    shown = "".join(dict(page.sections(both))["Runs side by side"])
+    whole = probe["pairs"][0]["blocks"]["whole"]["whole"]
+    assert f"{report.corrected(whole)} ({report.signed(whole['cosine'])} [" in shown
+
+
 def test_sections_that_were_not_measured_say_how(result: dict[str, Any]) -> None:
     found = dict(page.sections(result))
     for title, mode in (("Over training", "online"), ("What stopping one family does", "ablate")):
         (text,) = found[title]
         assert "Not measured" in text and f"--config.conflict.mode={mode}" in text and "runs/&lt;b&gt;" in text
+
+
+def test_steps_that_a_probe_did_not_try_name_a_command_that_does(result: dict[str, Any]) -> None:
+    (text,) = dict(page.sections(result))["Curvature"]
+    assert "--config.conflict.mode=probe --config.conflict.lookahead=4" in text
+    start = {**result, "run": {**result["run"], "step": 0}}
+    (text,) = dict(page.sections(start))["The same, tried"]
+    assert "second moments" in text and "--config" not in text
 
 
 class Links(html.parser.HTMLParser):
@@ -196,6 +239,12 @@ def test_sections_gather_in_one_file(result: dict[str, Any], tmp_path: Path) -> 
     assert both["probe"] == result["probe"] and both["advice"] == {"decided": False}
     with pytest.raises(UserError, match="another run or step"):
         report.content({**RUN, "step": 4}, {}, file)
+    # Advice does not outlive what it was drawn from.
+    file.write_text(json.dumps(both))
+    assert report.content(RUN, {"probe": result["probe"]}, file)["advice"], "measured again, the same"
+    for changed in ({"probe": {**result["probe"], "seed": 1}}, {"ablation": {"rows": []}}):
+        assert report.content(RUN, changed, file)["advice"] is None
+        assert report.content(RUN, {**changed, "advice": {"decided": True}}, file)["advice"] == {"decided": True}
     for damage in ("{", "[]", json.dumps({**result, "version": 2})):
         file.write_text(damage)
         with pytest.raises(UserError, match=r"conflict.json"):
@@ -220,5 +269,18 @@ def test_affinity_and_curvature_are_shown_with_intervals() -> None:
     assert "3 held-out batches of ner" in text and "4 Adam-scaled steps" in text
     triad = {"families": ["ner", "tc"], "conflict": True, "curvature": None, "step": False, "flag": False}
     bent = {"steps": 4, "along_update": {"ner": entry, "tc": vague}, "joint": entry, "lipschitz": entry}
-    text = "".join(page_steps.curvature({**bent, "triads": [triad]}))
-    assert "<td>yes</td><td>undecided</td><td>no</td><td>no</td>" in text
+    bent["triads"] = [triad]
+    text = "".join(page_steps.curvature({**bent, "metric": "adam"}))
+    assert "<td>yes</td><td>undecided</td><td>no</td><td>no</td>" in text and "along the joint update" in text
+    older = "".join(page_steps.curvature(bent))
+    assert older.count("<td>undecided</td>") == 4 and "along the joint gradient" in older and "anew" in older
+
+
+def test_page_says_whether_the_prediction_held() -> None:
+    def entry(low: float, high: float) -> dict[str, Any]:
+        return {"value": (low + high) / 2, "interval": [low, high]}
+
+    measured = [[entry(1, 3), entry(1, 3)], [entry(-1, 3), {"value": 1.0, "interval": [None, None]}]]
+    first = [[entry(0, 4), entry(4, 5)], [entry(0, 2), entry(0, 2)]]
+    text = page_steps.prediction({"measured": measured, "first_order": first}, ["ner", "tc"])
+    assert "held for ner on ner; did not hold for ner on tc; undecided for tc on ner, tc on tc." in text

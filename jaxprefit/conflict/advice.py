@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprefit import lora
+from jaxprefit.conflict.report import bounds, signed
 from jaxprefit.encoder import LINEAR_MAPS, EncoderConfig
 
 
@@ -41,7 +42,7 @@ def advise(
     advised = dataclasses.replace(advised, rank=rank, alpha=default.alpha * rank / default.rank)
     return {
         "decided": bool(numbers),
-        "reason": _reason(evidence, numbers, default),
+        "reason": _reason(evidence, numbers),
         "lora": fragment(advised),
         "parameters": lora.size(advised, encoder),
         "default": fragment(default),
@@ -71,12 +72,19 @@ def ablated(row: Mapping[str, Any]) -> tuple[str, str, list[str], str] | None:
     return family, "undecided", [], ", ".join(blocks)
 
 
+def contribution(e: Mapping[str, Any]) -> str:
+    """A layer's contribution to the whole cosine, with its interval; nothing where there is no interval (several pairs
+    in conflict, a report of an older version)."""
+    interval = e.get("contribution_interval")
+    return f"{signed(e['contribution'])} {bounds(interval)}" if interval else ""
+
+
 def _evidence(n: int, pairs: Sequence[Mapping[str, Any]], ablation: Sequence[Mapping[str, Any]] | None) -> dict:
     """What is known of layer n."""
     name = f"layer_{n}"
     blocks = [p["blocks"]["layer"][name] for p in pairs if name in p["blocks"]["layer"]]
     verdicts = [b["verdict"] for b in blocks]
-    contributions = [b["contribution"] for b in blocks if b["verdict"] == "conflict" and b["contribution"] is not None]
+    sized = [b for b in blocks if b["verdict"] == "conflict" and b["contribution"] is not None]
     gradient = "conflict" if "conflict" in verdicts else "agreement" if "agreement" in verdicts else "undecided"
     says: list[str] = []
     for row in ablation or ():
@@ -87,7 +95,9 @@ def _evidence(n: int, pairs: Sequence[Mapping[str, Any]], ablation: Sequence[Map
     return {
         "layer": n,
         "gradients": gradient,
-        "contribution": round(sum(contributions), 6) if contributions else None,
+        "contribution": round(sum(b["contribution"] for b in sized), 6) if sized else None,
+        # Those of several pairs depend on each other, so that their sum has no interval.
+        "contribution_interval": sized[0]["contribution_interval"] if len(sized) == 1 else None,
         "ablation": effect,
         "candidate": effect == "costs" or (gradient == "conflict" and effect != "helps"),
     }
@@ -112,20 +122,37 @@ def _targets(layers: Sequence[int], pairs: Sequence[Mapping[str, Any]]) -> tuple
     return tuple(k for k in LINEAR_MAPS if layers and 2 * sum(in_conflict(n, k) for n in layers) >= len(layers))
 
 
-def _reason(evidence: Sequence[Mapping[str, Any]], chosen: Sequence[int], default: lora.LoraSpec) -> str:
-    undecided = [e["layer"] for e in evidence if e["gradients"] == "undecided"]
+def _reason(evidence: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> str:
     if not chosen:
-        return (
-            f"No layer's conflict is decided ({len(undecided)} of {len(evidence)} undecided): the data does not suffice"
-            " to place LoRA elsewhere than by default. More rounds (conflict.rounds) or an ablation would tell more."
-        )
+        return _no_reason(evidence)
+    undecided = [e["layer"] for e in evidence if e["gradients"] == "undecided"]
     how = [
         f"layer {n}: " + ("stopping a family there lowers another's loss" if e["ablation"] == "costs" else
-        f"conflict, contribution {e['contribution']:+.3f} to the whole cosine" if e["contribution"] is not None else
-        "conflict")
+        f"conflict, contribution {contribution(e)} to the whole cosine" if contribution(e) else "conflict")
         for n in chosen for e in [evidence[n]]
     ]  # fmt: skip
     measured = any(e["ablation"] for e in evidence)
     cost = "" if measured else " Whether the conflict costs anything was not measured (mode ablate)."
     rest = f" Undecided: layers {', '.join(map(str, undecided))}." if undecided else ""
     return "; ".join(how).capitalize() + "." + rest + cost
+
+
+def _no_reason(evidence: Sequence[Mapping[str, Any]]) -> str:
+    """Why no layer is a candidate."""
+    helped = [e["layer"] for e in evidence if e["ablation"] == "helps"]
+    agree, undecided = (
+        [e["layer"] for e in evidence if e["ablation"] != "helps" and e["gradients"] == v]
+        for v in ("agreement", "undecided")
+    )
+    out = ["No layer is a candidate."]
+    if agree:
+        out.append(f"Gradients agree: layers {', '.join(map(str, agree))}.")
+    if helped:
+        out.append(f"Stopping a family only raises another's loss: layers {', '.join(map(str, helped))}.")
+    if undecided:
+        out.append(
+            f"Gradients are undecided in {len(undecided)} of {len(evidence)} layers: there the data does not suffice"
+            " to place LoRA elsewhere than by default. More rounds (conflict.rounds) or an ablation would tell"
+            " more."
+        )
+    return " ".join(out)

@@ -26,6 +26,7 @@ def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:
     expected = expected if np.isfinite(corrected.value) else np.full((2, 2), np.nan)
     p = float(noise.p_conflict(k, i, j))
     decide = noise.needed(k, i, j, grams.batches)
+    sought = noise.needed(k, i, j, grams.batches, cosine=noise.SOUGHT).sign
     share = None
     if grams.absolute is not None:
         share = measures.conflicting_share(k[i, :, j, :].mean(), grams.absolute[i, :, j, :].mean())
@@ -53,6 +54,7 @@ def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:
         "noise_scale": [number(x.noise_scale) for x in levels],
         "batches_for_sign": number(decide.sign),
         "batches_for_norms": number(decide.norms),
+        "batches_for_sought": number(sought),
     }
 
 

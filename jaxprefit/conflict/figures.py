@@ -7,6 +7,10 @@ import matplotlib.figure
 import numpy as np
 
 from jaxprefit.conflict.blocks import KINDS, known, ordered
+from jaxprefit.conflict.report import bounds
+
+Cell = tuple[float, Sequence[float | None]]
+"""A number and its interval."""
 
 COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"}
 
@@ -15,16 +19,13 @@ def over_training(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
     """Layers x training: the mean raw cosine of each window of steps, where its sign is decided."""
     blocks, (a, b) = {**ordered(pair["layer"]), **pair["whole"]}, pair["families"]
     windows = next(iter(blocks.values()))["windows"]
-    values = np.asarray(
-        [
-            [w["cosine"] if w["verdict"] != "undecided" else np.nan for w in block["windows"]]
-            for block in blocks.values()
-        ],
-        float,
-    )
+    cells = [
+        [(w["cosine"], w["cosine_interval"]) if w["verdict"] != "undecided" else None for w in block["windows"]]
+        for block in blocks.values()
+    ]
     figure = matplotlib.figure.Figure(figsize=(1.0 * len(windows) + 3, 0.42 * len(blocks) + 1.6), layout="constrained")
     _heat(
-        figure, values, [f"{w['first_step']}-{w['last_step']}" for w in windows], list(blocks),
+        figure, cells, [f"{w['first_step']}-{w['last_step']}" for w in windows], list(blocks),
         f"mean raw cosine of\n{a} and {b} gradients", digits=3,
     )  # fmt: skip
     figure.axes[0].set_xlabel("training steps")
@@ -70,22 +71,19 @@ def modules(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
     """Layers x kinds of matrix: the noise-corrected cosine, where it is decided."""
     blocks = pair["blocks"]["module"]
     names = [n for n in pair["blocks"]["layer"] if n.startswith("layer_")]
-    values = np.asarray(
-        [
-            [b["corrected_cosine"] if b and known(b) else np.nan for b in (blocks.get(f"{n}/{kind}") for kind in KINDS)]
-            for n in names
-        ],
-        float,
-    )
+    found = [[blocks.get(f"{n}/{kind}") for kind in KINDS] for n in names]
+    cells = [
+        [(b["corrected_cosine"], b["corrected_interval"]) if b and known(b) else None for b in row] for row in found
+    ]
     figure = matplotlib.figure.Figure(figsize=(8, 0.5 * len(names) + 1.6), layout="constrained")
-    _heat(figure, values, [k.replace("_", "\n") for k in KINDS], names, "noise-corrected cosine")
+    _heat(figure, cells, [k.replace("_", "\n") for k in KINDS], names, "noise-corrected cosine")
     return figure
 
 
-def matrix(names: Sequence[str], values: Sequence[Sequence[float | None]], label: str) -> matplotlib.figure.Figure:
+def matrix(names: Sequence[str], cells: Sequence[Sequence[Cell | None]], label: str) -> matplotlib.figure.Figure:
     """Families x families; undefined or undecided entries are None."""
     figure = matplotlib.figure.Figure(figsize=(1.4 * len(names) + 2.6, 0.7 * len(names) + 1.2), layout="constrained")
-    _heat(figure, np.asarray(values, float), list(names), list(names), label)
+    _heat(figure, cells, list(names), list(names), label)
     figure.axes[0].set(xlabel="effect on", ylabel="a step on")
     return figure
 
@@ -107,22 +105,23 @@ def effects(rows: Sequence[Mapping[str, Any]], families: Sequence[str]) -> matpl
 
 def _heat(
     figure: matplotlib.figure.Figure,
-    values: np.ndarray,
+    cells: Sequence[Sequence[Cell | None]],
     columns: list[str],
     rows: list[str],
     label: str,
     digits: int = 2,
 ) -> None:
-    """Numbers on colours, red below zero; NaN is written 'undecided'."""
+    """Numbers on colours, red below zero, over their intervals; None is written 'undecided'."""
     ax = figure.subplots()
+    values = np.asarray([[np.nan if cell is None else cell[0] for cell in row] for row in cells], float)
     floor = 10.0 ** -(digits - 1)
     limit = max(floor, float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else floor)
     image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
-        there = bool(np.isfinite(value))
-        color = "white" if there and abs(value) > 0.6 * limit else "#333"
-        text = f"{value:+.{digits}f}" if there else "undecided"
-        ax.text(j, i, text, ha="center", va="center", fontsize=9 if there else 7, color=color)
+        cell = cells[i][j]
+        color = "white" if cell and abs(value) > 0.6 * limit else "#333"
+        text = f"{value:+.{digits}f}\n{bounds(cell[1], digits)}".rstrip() if cell else "undecided"
+        ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
     ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     ax.tick_params(length=0)
     figure.colorbar(image, label=label)

@@ -18,6 +18,8 @@ from jaxprefit.conflict.products import RESOLVED, UNIT, Products, products
 
 ALPHA = 0.05
 """Level of the one-sided tests."""
+SOUGHT = 0.1
+"""The cosine that a report says how many batches it would take to see."""
 
 
 class Estimate(NamedTuple):

@@ -5,10 +5,12 @@ from typing import Any
 
 from jaxprefit import html
 from jaxprefit.conflict import figures, page_steps, words
-from jaxprefit.conflict.report import SECTIONS, bounds, explain, header, rows, signed
+from jaxprefit.conflict.advice import contribution
+from jaxprefit.conflict.report import SECTIONS, bounds, corrected, explain, header, rows, signed
 from jaxprefit.conflict.representation_report import html_parts
 
 Section = tuple[str, list[str]]
+TRIED, CURVATURE = "The same, tried", "Curvature"  # parts of a probe that it may be without
 
 
 def sections(result: Mapping[str, Any]) -> list[Section]:
@@ -23,14 +25,14 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
         ("Per layer", "probe", layers(result) if probe else None),
         ("Per matrix", "probe", modules(result) if probe else None),
         ("What a step does to other families", "probe", page_steps.transfer(probe, families) if probe else None),
-        ("The same, tried", "probe", _of(page_steps.affinity, probe.get("affinity"), families)),
-        ("Curvature", "probe", _of(page_steps.curvature, probe.get("curvature"))),
+        (TRIED, "probe", _of(page_steps.affinity, probe.get("affinity"), families)),
+        (CURVATURE, "probe", _of(page_steps.curvature, probe.get("curvature"))),
         ("What stopping one family does", "ablation", _of(ablation, result["ablation"])),
     ]
     states = _of(html_parts, result["representations"]) or [("hidden states", None)]
     found += [(f"Representations: {title.lower()}", "representations", parts) for title, parts in states]
     found += [("Where to put LoRA", "advice", _of(advice, result["advice"]))]
-    measured = [(title, parts if parts else [missing(section, result)]) for title, section, parts in found]
+    measured = [(title, parts or [_missing(title, section, result)]) for title, section, parts in found]
     return [verdict, *measured, limits]
 
 
@@ -38,12 +40,17 @@ def _of(parts: Callable[..., Any], section: Any, *rest: Any) -> Any:
     return None if section is None else parts(section, *rest)
 
 
-def missing(section: str, result: Mapping[str, Any]) -> str:
-    """How to measure a section that is not there."""
-    mode, checkpoint = SECTIONS[section], result["run"]["checkpoint"]
+def _missing(title: str, section: str, result: Mapping[str, Any]) -> str:
+    """How to measure what is not there."""
+    mode, run = SECTIONS[section], result["run"]
+    why, more = "", ""
+    if title in (TRIED, CURVATURE) and result["probe"]:
+        if run["step"] == 0:
+            return html.paragraph("Not measured: before the first step Adam has no second moments to scale a step by.")
+        why, more = " by this probe (conflict.lookahead was 0, or no row is held out)", " --config.conflict.lookahead=4"
     return html.paragraph(
-        f"Not measured. This adds it to the same report: python -m experiments.conflict --config=CONFIG"
-        f" --checkpoint={checkpoint} --workdir=WORKDIR --config.conflict.mode={mode}"
+        f"Not measured{why}. This adds it to the same report: python -m experiments.conflict --config=CONFIG"
+        f" --checkpoint={run['checkpoint']} --workdir=WORKDIR --config.conflict.mode={mode}{more}"
     )
 
 
@@ -124,9 +131,9 @@ def compare(section: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table a pair of families: reports as columns, blocks as rows."""
     out = [
         html.paragraph(
-            "Noise-corrected cosine of the expected gradients, its 95 % interval, and in brackets the raw cosine and"
-            " those of two batches of one family. Each run is probed at its own parameters, so that columns differ in"
-            " the point as well as in the way of training."
+            "Noise-corrected cosine of the expected gradients, its 95 % interval, and in brackets the raw cosine with"
+            " its interval and the cosines of two batches of one family. Each run is probed at its own"
+            " parameters, so that columns differ in the point as well as in the way of training."
         )
     ]
     runs = html.table(
@@ -150,7 +157,7 @@ def advice(section: Mapping[str, Any]) -> list[str]:
     placed = section["lora"]["layers"] or range(len(section["evidence"]))[-section["lora"]["last_layers"] :]
     shares = [
         [
-            f"layer_{e['layer']}", e["gradients"], signed(e["contribution"]), e["ablation"] or "not measured",
+            f"layer_{e['layer']}", e["gradients"], contribution(e) or "-", e["ablation"] or "not measured",
             "yes" if e["layer"] in placed else "no",
         ]
         for e in section["evidence"]
@@ -159,7 +166,9 @@ def advice(section: Mapping[str, Any]) -> list[str]:
     return [
         html.paragraph(words.advised(section)),
         html.paragraph(usage),
-        html.table(["layer", "gradients", "contribution to the whole cosine", "ablation", "carries LoRA"], shares),
+        html.table(
+            ["layer", "gradients", "contribution to the whole cosine [95 %]", "ablation", "carries LoRA"], shares
+        ),
     ]
 
 
@@ -205,6 +214,5 @@ def _run(r: Mapping[str, Any]) -> list[str]:
 def _cell(block: Mapping[str, Any] | None) -> str:
     if block is None:
         return "not shared"
-    raw = f"({signed(block['cosine'])}; {' and '.join(signed(c) for c in block['cosine_within'])})"
-    corrected = f"{signed(block['corrected_cosine'], 2)} {bounds(block['corrected_interval'], 2)}"
-    return f"{corrected if words.known(block) else 'undecided'} {raw}"
+    within = " and ".join(signed(c) for c in block["cosine_within"])
+    return f"{corrected(block)} ({signed(block['cosine'])} {bounds(block['cosine_interval'])}; {within})"

@@ -7,7 +7,7 @@ number of batches. Where the data cannot decide, the cell says so.
 
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -27,12 +27,15 @@ SECTIONS = {
     "advice": "advise",
 }
 """Section of conflict.json -> the mode that measures it."""
+EVIDENCE = ("probe", "ablation")
+"""Sections that the advice is drawn from."""
 
 
 def content(run: Mapping[str, Any], sections: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
     """What conflict.json holds: the sections that `file` has already, of the same run, and these new ones.
 
-    `run` says whose gradients they are. Raises UserError where `file` is a report on another run.
+    Advice is not kept where the evidence it was drawn from changes. `run` says whose gradients they are. Raises
+    UserError where `file` is a report on another run.
     """
     kept: dict[str, Any] = dict.fromkeys(SECTIONS)
     if file.exists():
@@ -41,6 +44,8 @@ def content(run: Mapping[str, Any], sections: Mapping[str, Any], file: pathlib.P
             there = old["run"]["checkpoint"] or "several runs"
             raise UserError(f"{file} is a report on {there}, another run or step; use a new --workdir")
         kept = {name: old[name] for name in SECTIONS}
+        if any(json.loads(json.dumps(sections[name])) != old[name] for name in EVIDENCE if name in sections):
+            kept["advice"] = None
     head = {"schema": "jaxprefit.conflict", "version": VERSION, "run": dict(run), "interval_level": measures.LEVEL}
     return {**head, **kept, **sections}
 
@@ -67,12 +72,21 @@ def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                 f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}",
                 within,
                 b["verdict"],
-                f"{signed(b['corrected_cosine'])} {bounds(b['corrected_interval'])}" if known(b) else "undecided",
+                corrected(b),
                 "-" if b["share_negative"] is None else f"{100 * b['share_negative']:.0f} %",
                 "-" if b["norm_ratio"] is None else f"{b['norm_ratio']:.2f}",
             ]
         )
     return out
+
+
+def corrected(block: Mapping[str, Any], digits: int = 2) -> str:
+    """A block's noise-corrected cosine as text: with its interval where it is known, else 'undecided' with the interval
+    alone, or 'refused' where a gradient's norm is not resolved, so that there is none."""
+    if block["corrected_cosine"] is None or None in block["corrected_interval"]:
+        return "refused"
+    value = signed(block["corrected_cosine"], digits) if known(block) else "undecided"
+    return f"{value} {bounds(block['corrected_interval'], digits)}"
 
 
 def header(a: str, b: str) -> list[str]:
@@ -108,13 +122,19 @@ def explain(result: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{n:,} tokens of {f}" for f, n in probe["batch_tokens"].items())
     at = f"(step {run['step']}, {run['strategy']})"
     scarce = [f for f, n in probe["examples"].items() if n > probe["rows"][f]]
-    repeated = f" Rows of {' and '.join(scarce)} were drawn more than once, which inflates 'within'." if scarce else ""
+    repeated = (
+        f" Rows of {' and '.join(scarce)} were drawn more than once, which inflates 'within' and pulls the"
+        " noise-corrected cosine toward 0."
+        if scarce
+        else ""
+    )
     return (
         f"{probe['rounds']} rounds at fixed parameters {at}, batches of {sizes}. 'within' is the cosine of two"
         " disjoint batches of one family: with that much noise, no raw cosine between families can be large."
         " 'verdict' is the sign of the expected gradients' inner product where a one-sided test at 5 %, adjusted for"
-        " the number of blocks (Holm), tells it; 'noise-corrected' is their cosine. 'negative' is the share of batches"
-        " with a cosine below zero. A negative cosine is consistent with harm; it does not show it." + repeated
+        " the number of blocks (Holm), tells it; 'noise-corrected' is their cosine, 'refused' where the batches do not"
+        " tell how long they are. 'negative' is the share of batches with a cosine below zero. A negative"
+        " cosine is consistent with harm; it does not show it." + repeated
     )
 
 
@@ -123,6 +143,6 @@ def signed(x: float | None, digits: int = 3) -> str:
     return "-" if x is None else f"{x:+.{digits}f}"
 
 
-def bounds(interval: list[float | None], digits: int = 3) -> str:
+def bounds(interval: Sequence[float | None], digits: int = 3) -> str:
     """'[-0.1, +0.2]', or nothing where it is undefined."""
     return "" if None in interval else f"[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"

@@ -1,12 +1,13 @@
 """The verdict of a conflict report in sentences. Gradients are 'consistent with'; only the ablation speaks of cost."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprefit.conflict.advice import ablated
 from jaxprefit.conflict.blocks import known
-from jaxprefit.conflict.report import bounds, signed
+from jaxprefit.conflict.noise import SOUGHT
+from jaxprefit.conflict.report import bounds, corrected, signed
 
 LIMITS = (
     "A gradient is a first-order view of one point: a negative inner product says that a small plain gradient step for"
@@ -17,6 +18,11 @@ LIMITS = (
     " corrects for that, with an interval of its own; where the signal is too weak it is refused.",
     "Verdicts are adjusted for their number (Holm) within one table, not over all tables of a report; the intervals"
     " beside them are at 95 % each.",
+    "There is one one-sided test at 5 % for conflict and one for agreement: where there is no relation at all, one of"
+    " them still gives a verdict in up to 10 % of cases. What barely passes a test is on average smaller than its"
+    " printed size.",
+    "The probe compares the gradients of a shared adapter without their gauge. The Gram matrices that a run logs"
+    " ('over training') are of the adapter's two factors as they are, and so depend on how its product is split.",
     "Stopping one family on a block also leaves the block to the other family alone, whose share of the AdamW step"
     " grows there. A lower loss shows that the first family's presence costs; the loss-weight rows show how much of"
     " that is a matter of size rather than direction.",
@@ -32,7 +38,9 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
         out.append(_gradients(pair, result))
     for pair in (result["online"] or {"pairs": []})["pairs"]:
         out.append(_training(pair, result["online"]))
-    if result["probe"] is None and result["online"] is None and result["compare"] is None:
+    if result["compare"] is not None:
+        out.append(_compared(result["compare"]))
+    elif result["probe"] is None and result["online"] is None:
         out.append("The gradients were not measured.")
     if result["ablation"]:
         out += _cost(result["ablation"])
@@ -45,6 +53,14 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
     return out
 
 
+def _compared(section: Sequence[Mapping[str, Any]]) -> str:
+    *others, last = (f"{r['name']} ({r['strategy']}, {r['aggregator']}, step {r['step']})" for r in section)
+    return (
+        f"Side by side: {', '.join(others)} and {last}, each with the verdicts of its own probe. Differences between"
+        " the runs are not tested: one run decided and another not is no evidence that they differ."
+    )
+
+
 def _gradients(pair: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     (a, b), whole, run, probe = pair["families"], pair["blocks"]["whole"]["whole"], result["run"], result["probe"]
     says = {
@@ -53,14 +69,17 @@ def _gradients(pair: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         "undecided": "show no decided relation: the batches are too noisy, or too few, to tell",
     }[whole["verdict"]]
     number = (
-        f" (noise-corrected cosine {signed(whole['corrected_cosine'], 2)} {bounds(whole['corrected_interval'], 2)};"
-        f" raw {signed(whole['cosine'])}, two batches of one family {signed(whole['cosine_within'][0])} and"
-        f" {signed(whole['cosine_within'][1])})"
+        f" (noise-corrected cosine {corrected(whole)}; raw {signed(whole['cosine'])}"
+        f" {bounds(whole['cosine_interval'])}, where two batches of one family have"
+        f" {signed(whole['cosine_within'][0])} and {signed(whole['cosine_within'][1])})"
         if known(whole)
         else ""
     )
-    if whole["verdict"] == "undecided" and whole["batches_for_sign"] is not None:
-        number = f" (about {whole['batches_for_sign']:,.0f} batches a family would, {whole['batches']} were drawn)"
+    if whole["verdict"] == "undecided" and whole.get("batches_for_sought") is not None:  # not in older reports
+        number = (
+            f" (to see a cosine of {SOUGHT:g} takes about {whole['batches_for_sought']:,.0f} batches a family,"
+            f" {whole['batches']} were drawn)"
+        )
     sizes = " and ".join(f"{probe['batch_tokens'][f]:,} tokens of {f}" for f in (a, b))
     layers = _by_verdict(pair["blocks"]["layer"])
     return (
