@@ -53,18 +53,20 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool =
     if mode == "compare":
         about = dict.fromkeys(("strategy", "aggregator", "step", "seed", "families", "fingerprint"))
         about = {"checkpoint": checkpoint, **about}
-        report.content(about, {}, file)  # another report in the workdir is refused before anything is measured
-        sections = {"compare": conflict_compare.measure(config, workdir, checkpoint.split(","), run)}
+        there = report.content(about, {}, file)  # another report here is refused before anything is measured
+        sections = {"compare": conflict_compare.measure(config, workdir, checkpoint.split(","), run, identify)}
         title = "Gradient conflict: runs side by side"
     else:
         model = jaxprefit.load(checkpoint)
-        shared = shared_paths(model, checkpoint)
-        about = identity(model, checkpoint)
-        sections = _measure(config, workdir, model, shared, report.content(about, {}, file))
+        shared, about = shared_paths(model, checkpoint), identity(model, checkpoint)
+        there = report.content(about, {}, file)
+        sections = _measure(config, workdir, model, shared, there)
         title = f"Gradient conflict: {about['strategy']}, step {about['step']}"
     result = report.content(about, sections, file)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(file, result)
+    if there["advice"] and not result["advice"]:  # drawn from evidence that has changed
+        (workdir / "advice.json").unlink(missing_ok=True)
     write_text(workdir / "conflict.html", html_page(title, page.sections(result)))
     if mode == "advise":
         write_json(workdir / "advice.json", result["advice"]["lora"])
@@ -86,6 +88,13 @@ def shared_paths(model: Model, checkpoint: str) -> list[str]:
     if not shared:
         raise UserError(f"strategy '{strategy.name}' shares no parameter between families; nothing can conflict")
     return shared
+
+
+def identify(checkpoint: str) -> dict[str, Any]:
+    """`identity` of the run at `checkpoint`. Raises UserError where it is none to analyse."""
+    model = jaxprefit.load(checkpoint)
+    shared_paths(model, checkpoint)
+    return identity(model, checkpoint)
 
 
 def identity(model: Model, checkpoint: str) -> dict[str, Any]:

@@ -21,10 +21,17 @@ from jaxprefit.files import write_json
 from jaxprefit.loading import Model
 
 CELL_VERSION = 1
+_HEAD = {"schema": "jaxprefit.ablation_cell", "version": CELL_VERSION}
+UNMOVED = ("sum", "uncertainty", "famo")
+"""Aggregators whose weights do not follow the Gram matrix, which a stopped gradient changes."""
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str]) -> dict[str, Any]:
-    """The section 'ablation'. Cells that are there already are read, not trained again."""
+    """The section 'ablation'. Cells that are there already are read, not trained again.
+
+    Raises UserError for an aggregator under which all else would not be equal.
+    """
+    check_aggregator(model.meta["config"]["aggregator"])
     c = config.conflict.ablation
     run_config = wiring.original(model, config, workdir)
     blocks = [*ordered(dict.fromkeys(gram.by_layer(path) for path in shared))]
@@ -45,10 +52,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
             file = workdir / "ablation" / f"{variant.name}_{seed}_{_fingerprint(cell_config, variant, model)}.json"
             if not file.exists():
                 losses = train_cell(cell_config, variant, held_out, file.with_suffix(""))
-                head = {"schema": "jaxprefit.ablation_cell", "version": CELL_VERSION}
                 about = {"variant": variant.name, "says": variant.says, "seed": seed}
-                write_json(file, {**head, **about, "steps": cell_config.optimizer.steps, "losses": losses})
-            cells[variant.name, seed] = json.loads(file.read_text())["losses"]
+                write_json(file, {**_HEAD, **about, "steps": cell_config.optimizer.steps, "losses": losses})
+            cells[variant.name, seed] = read_cell(file)
             means = ", ".join(f"{f} {np.mean(x):.4f}" for f, x in cells[variant.name, seed].items())
             print(f"{variant.says}, seed {seed}: held-out losses {means}")
     return {
@@ -58,6 +64,27 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         "batch_tokens": {name: family_data.layout(run_config, name).tokens for name in held_out},
         "rows": ablation.content(cells, order),
     }
+
+
+def check_aggregator(name: str) -> None:
+    """Raises UserError where stopping a gradient would change the weights of all others."""
+    if name not in UNMOVED:
+        raise UserError(
+            f"aggregator '{name}' weighs gradients by their Gram matrix, so that stopping one changes the weights of"
+            " all others; ablate a run with aggregator=sum"
+        )
+
+
+def read_cell(file: pathlib.Path) -> dict[str, list[float]]:
+    """The losses of a finished cell. Raises UserError where `file` is none of this version."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or {k: found.get(k) for k in _HEAD} != _HEAD or "losses" not in found:
+        raise UserError(f"{file} is no cell of version {CELL_VERSION}; delete it, and it is trained again")
+    losses: dict[str, list[float]] = found["losses"]
+    return losses
 
 
 def configured(config: ConfigDict, variant: ablation.Variant, seed: int, steps: int) -> ConfigDict:

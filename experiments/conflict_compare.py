@@ -13,9 +13,17 @@ from jaxprefit.errors import UserError
 
 
 def measure(
-    config: ConfigDict, workdir: pathlib.Path, paths: Sequence[str], probe: Callable[..., dict[str, Any]]
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    paths: Sequence[str],
+    probe: Callable[..., dict[str, Any]],
+    identify: Callable[[str], dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """The section 'compare': one entry for each report's folder, or run, which is then probed below `workdir`."""
+    """The section 'compare': one entry for each report's folder, or run, which is then probed below `workdir`.
+
+    A probe that is there already stands where it is of the same run, step and settings. Raises UserError where the
+    report there is on another run (`identify`: a checkpoint -> which run it is).
+    """
     found, named = [], [_name(p) for p in paths]
     if len(paths) < 2 or len({*named}) < len(named):
         raise UserError(f"--checkpoint={','.join(paths)}: mode compare takes two or more of different names")
@@ -24,9 +32,10 @@ def measure(
     for path, name in zip(paths, named):
         folder = pathlib.Path(path)
         if not (folder / "conflict.json").is_file():
-            if not (workdir / name / "conflict.json").is_file():
-                probe(one, workdir / name, path, show=False)
             folder = workdir / name
+            there = report.content(identify(path), {}, folder / "conflict.json")["probe"]
+            if not there or any(there[key] != config.conflict[key] for key in ("rounds", "seed")):
+                probe(one, folder, path, show=False)
         content = report.read(folder / "conflict.json")
         if content["probe"] is None:
             raise UserError(f"{folder / 'conflict.json'} holds no probe; run mode probe there first")

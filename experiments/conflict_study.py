@@ -15,13 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import conflict, conflict_trial, family_data, prefinetune
+from experiments import conflict, conflict_ablate, conflict_trial, family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
 from jaxprefit.conflict import words
-from jaxprefit.conflict.blocks import known
-from jaxprefit.conflict.report import SECTIONS, bounds, read, signed
+from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed
 from jaxprefit.files import write_text
 
 STRATEGIES = ("naive", "task_primary")
@@ -30,6 +29,7 @@ STRATEGIES = ("naive", "task_primary")
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Runs what is not there yet, and returns what conflict_study.md holds."""
     check(config)
+    conflict_ablate.check_aggregator(config.aggregator)  # before hours of training that an ablation could not end
     base = copy.deepcopy(config)
     base.data.cache = str(family_data.cache_folder(config, workdir))
     reports = {}
@@ -76,7 +76,7 @@ def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | No
 
 
 def gradients(reports: Mapping[str, Any]) -> list[str]:
-    """The probe's blocks by layer, strategies side by side. Of an undecided one the interval stands alone."""
+    """The probe's blocks by layer, strategies side by side."""
     rows, sizes = [], []
     for strategy, report in reports.items():
         probe = report["probe"]
@@ -90,13 +90,7 @@ def gradients(reports: Mapping[str, Any]) -> list[str]:
             b = {**found["layer"], **found["whole"]}[name]
             within = " / ".join(signed(c) for c in b["cosine_within"])
             raw = f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}"
-            corrected = f"{signed(b['corrected_cosine'], 2)} {bounds(b['corrected_interval'], 2)}"
-            row += [
-                b["verdict"],
-                corrected if known(b) else bounds(b["corrected_interval"], 2) or "refused",
-                raw,
-                within,
-            ]
+            row += [b["verdict"], corrected(b), raw, within]
         rows.append(row)
     header = ["block"]
     for s in reports:

@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import run
 from test_experiments import assert_valid
 
 import jaxprefit
-from experiments import conflict, conflict_trial, family_data, prefinetune, wiring
-from jaxprefit import cli
+from experiments import conflict, conflict_ablate, conflict_compare, conflict_trial, family_data, prefinetune, wiring
+from jaxprefit import cli, surgery
+from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
 
 STEPS = 6
@@ -160,6 +162,70 @@ def test_compare_shows_runs_side_by_side(report: Path, naive: Path, cache: Path)
         conflict.run(config(cache, "compare"), naive.parent / "one", str(report))
 
 
+def test_compare_takes_no_probe_of_another_run_or_seed(naive: Path, tmp_path: Path) -> None:
+    """Constructed: nothing is measured."""
+    run_of = {"one": conflict.identify(str(naive)), "two": conflict.identify(str(naive))}
+    paths = [f"{tmp_path / 'runs' / name}" for name in run_of]
+    content = dict.fromkeys(conflict_report.SECTIONS) | {
+        "probe": {"rounds": 4, "seed": 1, "batch_tokens": {}, "pairs": []}
+    }
+    head = {"schema": "jaxprefit.conflict", "version": conflict_report.VERSION}
+    for name, run_ in run_of.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "conflict.json").write_text(json.dumps({**head, "run": run_, **content}))
+    probed: list[str] = []
+
+    def compare(rounds: int) -> None:
+        c = config(tmp_path, **{"conflict.rounds": rounds, "conflict.seed": 1})
+        conflict_compare.measure(
+            c, tmp_path, paths, lambda *a, **k: probed.append(a[2]) or {}, lambda p: run_of[Path(p).name]
+        )
+
+    compare(4)
+    assert not probed
+    compare(6)
+    assert probed == paths, "other settings: probed anew"
+    run_of["two"] = {**run_of["two"], "fingerprint": "another"}
+    with pytest.raises(UserError, match="another run or step"):
+        compare(4)
+
+
+def test_advice_goes_with_the_evidence(
+    naive: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sections = {"ablation": {"rows": []}, "advice": None}
+    old = conflict_report.content(conflict.identify(str(naive)), sections, tmp_path / "conflict.json")
+    (tmp_path / "conflict.json").write_text(json.dumps({**old, "advice": {"decided": False}}))
+    (tmp_path / "advice.json").write_text("{}")
+    monkeypatch.setattr(conflict, "_measure", lambda *_: {"ablation": None})
+    assert conflict.run(config(cache, "ablate"), tmp_path, str(naive))["advice"] is None
+    assert not (tmp_path / "advice.json").exists()
+
+
+def test_only_weights_that_ignore_the_gram_matrix_are_ablated(naive: Path, cache: Path, tmp_path: Path) -> None:
+    grams = [jnp.asarray(m) for m in ([[1.0, -0.5], [-0.5, 4.0]], [[1.0, 0.0], [0.0, 0.0]])]
+    for name, method in surgery.METHODS.items():
+        weights = []
+        for gram in grams:
+            state = method.init(2)
+            for _ in range(3):
+                w, state = method.weights(gram, jnp.asarray([1.0, 2.0]), state)
+            weights.append(np.asarray(w))
+        assert np.array_equal(*weights) == (name in conflict_ablate.UNMOVED), name
+    model = jaxprefit.load(naive)
+    model.meta["config"]["aggregator"] = "pcgrad"
+    with pytest.raises(UserError, match="aggregator 'pcgrad'.*aggregator=sum"):
+        conflict_ablate.measure(config(cache, "ablate"), tmp_path / "out", model, [])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": "jaxprefit.ablation_cell", "version": 0, "losses": {}}'])
+def test_a_cell_of_another_version_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "cell.json").write_text(content)
+    with pytest.raises(UserError, match="is no cell of version 1; delete it"):
+        conflict_ablate.read_cell(tmp_path / "cell.json")
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -176,6 +242,17 @@ def test_setting_is_refused(changes: dict[str, Any], says: str, naive: Path, cac
     with pytest.raises(UserError, match=says):
         conflict.run(c, tmp_path / "out", str(naive))
     assert not (tmp_path / "out").exists()
+
+
+def test_downstream_difference_of_a_trial_has_an_interval_or_is_undecided() -> None:
+    def entry(*advised: float) -> dict[str, Any]:
+        return {"default": {"seeds": [0.5, 0.6, 0.7]}, "advised": {"seeds": list(advised)}}
+
+    clear, vague = (conflict_trial.over_seeds(entry(*x)) for x in ((0.6, 0.71, 0.8), (0.6, 0.5, 0.75)))
+    assert clear["difference"] == pytest.approx(10.33, abs=0.01) and clear["interval"][0] > 0
+    assert conflict_trial._verdict(clear, higher=True) == "advised better"
+    assert vague["interval"][0] < 0 < vague["interval"][1]
+    assert conflict_trial._verdict(vague, higher=True) == "undecided"
 
 
 def test_trial_of_the_advice(cache: Path, tmp_path: Path) -> None:
