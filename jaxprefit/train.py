@@ -94,13 +94,19 @@ def apply_family(
 ) -> Any:
     """method(head, encode, batch) of one family, with `encode` running through the adapter that the family may touch.
 
-    `key` switches dropout on.
+    `key` switches dropout on. An adapter on kernels that the family trains too is added to them beforehand: the
+    gradient of the sum gives those of both, and no token takes a way of its own through a and b. That is the same map,
+    but for dropout on the way to a. On a frozen kernel the gradient of the sum would be the dearer one.
     """
     params: Params = unflatten_dict(dict(flat), sep="/")
     variables = {"params": params["backbone"]}
     adapter = setup.strategy.adapter_of(name)
     if adapter is not None:
-        variables["lora"] = params["lora"][adapter]
+        trained = any(path.startswith("backbone/") and name in setup.strategy.touched_by(path) for path in flat)
+        if trained and not (setup.lora_dropout and key is not None):
+            variables["params"] = lora_lib.merge(params["backbone"], params["lora"][adapter])
+        else:
+            variables["lora"] = params["lora"][adapter]
 
     return method(params.get("head", {}).get(name, {}), _Encode(setup, variables, key), batch)
 

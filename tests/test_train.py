@@ -1,13 +1,14 @@
 """The step: who moves, who does not, and by how much."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit import optim, strategies, surgery, train
 from jaxprefit.conflict.gram import by_layer, gram
@@ -97,6 +98,26 @@ def test_what_moves_is_what_the_table_says(name):
     for _ in range(2):  # the low-rank a starts to move once b is not zero
         state, _ = step(state, {f: BATCHES[f] for f in strategy.families})
     assert moved(before, state) == {p for p in before.params if strategy.touched_by(p)}
+
+
+@pytest.mark.parametrize("name", ["task_primary", "shared_lora"])
+def test_an_adapter_on_trained_kernels_has_the_gradients_of_the_low_rank_path(name):
+    _, state, strategy, setup = make(name)
+    rng = np.random.default_rng(0)  # b is zero at the start, where a has no gradient
+    flat = {p: v + rng.normal(0, 0.1, v.shape).astype(v.dtype) * p.endswith("/b") for p, v in state.params.items()}
+
+    def by_path(mine):
+        params = unflatten_dict({**flat, **mine}, sep="/")
+        variables = {"params": params["backbone"], "lora": params["lora"][strategy.adapter_of("ner")]}
+        encode = functools.partial(setup.encoder.apply, variables)
+        return FAMILIES["ner"].loss(params["head"]["ner"], encode, BATCHES["ner"])[0]
+
+    loss, _, found = train.family_gradients(setup, "ner", flat, BATCHES["ner"], None)
+    expected_loss, expected = jax.value_and_grad(by_path)({p: flat[p] for p in found})
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    for path, gradient in expected.items():
+        np.testing.assert_allclose(found[path], gradient, rtol=1e-4, atol=1e-6, err_msg=path)
+    assert max(np.abs(g).max() for p, g in found.items() if p.startswith("lora/")) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["naive", "task_primary", "shared_lora", "frozen_lora"])
