@@ -39,14 +39,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if not families:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
-    for strategy, c in configs.items():  # all of them before the first is trained
+    for c in configs.values():  # all of them before the first is trained
         check(c)
-        start_share(config, strategy)
+    shares = {strategy: start_share(config, strategy) for strategy in configs}
     trained, scores = {}, {}
     for strategy, c in configs.items():
         trained[strategy] = prefinetune.run(c, workdir / strategy)
         model = jaxprefit.load(workdir / strategy)
-        if share := start_share(config, strategy):
+        if share := shares[strategy]:
             model = averaged([jaxprefit.load(workdir / "none"), model], [share, 1 - share])
         scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
     none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
@@ -98,9 +98,9 @@ def of_strategy(config: ConfigDict, strategy: str) -> ConfigDict:
 
 def start_share(config: ConfigDict, strategy: str) -> float:
     """The share of the start encoder in the mean of weights that is scored; 0: what was trained, as it is."""
-    share = config.individual.get(strategy.removeprefix("individual_"), {}).get("start_share", 0.0)
+    family = strategy.removeprefix("individual_")
+    share = config.individual.get(family, {}).get("start_share", 0.0)
     if not 0 <= share < 1:
-        family = strategy.removeprefix("individual_")
         raise UserError(f"individual.{family}.start_share is {share}; it must be 0 or more and less than 1")
     return share
 

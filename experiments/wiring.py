@@ -120,9 +120,10 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     start = start_encoder(config, cache)
     check_machine(config, start.config, row_devices(mesh))
     spec = lora_spec(config)
-    if strategies.make(config.strategy, named).adapters:
-        spec.validate(start.config)  # before data is read
-    for name in strategies.make(config.strategy, named).families:
+    planned = strategies.make(config.strategy, named)  # all is checked before data is read
+    if planned.adapters:
+        spec.validate(start.config)
+    for name in planned.families:
         check_family(config, name, mesh, start.config)
     data = family_data.load(config, start.tokenizer, cache)
     constants = [c for d in data.values() for c in d.family.constants]

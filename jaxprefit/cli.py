@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from jaxprefit.distributed import leave
-from jaxprefit.errors import UserError
+from jaxprefit.errors import UserError, out_of_memory
 from jaxprefit.preemption import Preempted, end_at_once
 
 USER_ERROR_STATUS = 2
@@ -76,7 +76,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
         except OSError as e:  # no permission, no space, a folder where a file should be
             _fail(f"{e.filename or workdir.value}: {e.strerror or e}")
         except jax.errors.JaxRuntimeError as e:
-            if "RESOURCE_EXHAUSTED" not in str(e):
+            if not out_of_memory(e):
                 raise
             first = " ".join(str(e).split())[:200]
             _fail(f"out of memory ({first}); {_LESS_MEMORY}")

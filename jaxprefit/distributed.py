@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxprefit.errors import UserError
+from jaxprefit.errors import UserError, out_of_memory
 
 FLAG = "Several processes: auto (Slurm, Open MPI, TPU pods, Kubernetes), or ADDRESS:PORT,NUMBER,COUNT."
 _FAREWELL = 10  # seconds in which processes that end for the same reason do
@@ -68,7 +68,7 @@ def joined(spec: str, join_within: int, lost_after: int) -> Iterator[None]:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere if number else sys.stdout):
             yield
     except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" in str(e):  # started again it would run out of memory again
+        if out_of_memory(e):  # started again it would run out of memory again
             raise
         raise UserError(
             f"process {number} of {count}: what all compute together failed ({_line(e)}); if a process was lost, see "

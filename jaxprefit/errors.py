@@ -1,4 +1,4 @@
-"""The one exception for mistakes a user can mend."""
+"""The one exception for mistakes a user can mend, and what tells the others apart."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The message is one line: what is wrong, where, and what to do.
     """
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a JAX error says that a device has no more memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)

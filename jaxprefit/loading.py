@@ -15,7 +15,8 @@ from jaxprefit import checkpoints, lora
 from jaxprefit.data.encode import encode_text, pad_ids
 from jaxprefit.encoder import Encoder, EncoderConfig, mean_pool
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained, tree_shapes
+from jaxprefit.parameter_names import tree_shapes
+from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained
 from jaxprefit.strategies import Strategy, make, trainable_and_total
 
 

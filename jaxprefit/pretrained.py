@@ -22,37 +22,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
+from jaxprefit.parameter_names import names_in_files, transposed, tree_shapes
 
-# Ours -> theirs, for what stands before `.weight` / `.bias`.
-_EMBEDDINGS = {
-    "word": "word_embeddings",
-    "position": "position_embeddings",
-    "token_type": "token_type_embeddings",
-    "norm": "LayerNorm",
-}
-_LAYERS = {
-    "bert": {
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "attention_output": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "intermediate": "intermediate.dense",
-        "output": "output.dense",
-        "output_norm": "output.LayerNorm",
-    },
-    "distilbert": {
-        "query": "attention.q_lin",
-        "key": "attention.k_lin",
-        "value": "attention.v_lin",
-        "attention_output": "attention.out_lin",
-        "attention_norm": "sa_layer_norm",
-        "intermediate": "ffn.lin1",
-        "output": "ffn.lin2",
-        "output_norm": "output_layer_norm",
-    },
-}
-_STACK = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
 # Tensors a file may hold beside the encoder: the pooler, heads of the pre-training, a buffer of old versions.
 _BESIDE = re.compile(r"^(pooler\.|cls\.|classifier\.|pre_classifier\.|vocab_|qa_outputs\.|embeddings\.position_ids$)")
 _COMMON_SIZES = {"vocab_size": "vocab_size", "max_positions": "max_position_embeddings"}
@@ -110,9 +81,9 @@ def save_pretrained(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty directory; choose another path to export to")
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = _hf_names(config)
+    names = names_in_files(config)
     tensors = {
-        names[p]: np.ascontiguousarray(_transposed(p, np.asarray(leaf, np.float32)))
+        names[p]: np.ascontiguousarray(transposed(p, np.asarray(leaf, np.float32)))
         for p, leaf in flatten_dict(params, sep="/").items()
     }
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as work:
@@ -128,8 +99,8 @@ def read_config(file: pathlib.Path) -> EncoderConfig:
     """EncoderConfig from a Hugging Face `config.json`. Raises UserError naming what does not fit."""
     c = _read_json(file)
     kind = c.get("model_type", "bert")
-    if not isinstance(kind, str) or kind not in _LAYERS:
-        raise UserError(f"{file}: model_type is {json.dumps(kind)}; supported are {', '.join(_LAYERS)}")
+    if not isinstance(kind, str) or kind not in _SIZES:
+        raise UserError(f"{file}: model_type is {json.dumps(kind)}; supported are {', '.join(_SIZES)}")
     theirs = {**_COMMON_SIZES, **_SIZES[kind]}
     sizes: dict[str, Any] = {ours: c.get(key) for ours, key in theirs.items()}
     sizes["type_vocab_size"] = c.get("type_vocab_size", 2) if kind == "bert" else 0
@@ -229,17 +200,17 @@ def _read_weights(folder: pathlib.Path, config: EncoderConfig) -> dict:
         key = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", key))
         if not _BESIDE.match(key):
             found[key] = tensor
-    names, shapes = _hf_names(config), tree_shapes(config)
+    names, shapes = names_in_files(config), tree_shapes(config)
     missing = sorted(set(names.values()) - set(found))
     surplus = sorted(set(found) - set(names.values()))
     wrong = []
     flat = {}
     for path, key in names.items():
         if key in found:
-            value = _transposed(path, np.asarray(jax.device_get(found[key]), np.float32))
+            value = transposed(path, np.asarray(jax.device_get(found[key]), np.float32))
             flat[path] = value
             if value.shape != shapes[path]:
-                here, want = found[key].shape, _transposed(path, np.empty(shapes[path], bool)).shape
+                here, want = found[key].shape, transposed(path, np.empty(shapes[path], bool)).shape
                 wrong.append(f"{key} {tuple(here)} (config.json says {tuple(want)})")
     if not all(np.isfinite(v).all() for v in flat.values()):
         raise UserError(f"{file} holds a weight that is not finite; fetch it again")
@@ -250,33 +221,6 @@ def _read_weights(folder: pathlib.Path, config: EncoderConfig) -> dict:
     if problems:
         raise UserError(f"{file} does not fit its config.json; {'; '.join(problems)}")
     return unflatten_dict(flat, sep="/")
-
-
-def tree_shapes(config: EncoderConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every backbone parameter, by slash-joined path."""
-    from jaxprefit.encoder import init_backbone
-
-    tree = jax.eval_shape(lambda: init_backbone(config, jax.random.key(0)))
-    return {path: leaf.shape for path, leaf in flatten_dict(tree, sep="/").items()}
-
-
-def _hf_names(config: EncoderConfig) -> dict[str, str]:
-    """Our path -> Hugging Face key, for every parameter."""
-    names = {}
-    for path in tree_shapes(config):
-        block, module, leaf = path.split("/")
-        ending = "bias" if leaf == "bias" else "weight"
-        if block == "embeddings":
-            names[path] = f"embeddings.{_EMBEDDINGS[module]}.{ending}"
-        else:
-            index = block.removeprefix("layer_")
-            names[path] = f"{_STACK[config.architecture]}.{index}.{_LAYERS[config.architecture][module]}.{ending}"
-    return names
-
-
-def _transposed(path: str, array: np.ndarray) -> np.ndarray:
-    """Kernels are [in, out] here and [out, in] there; its own inverse."""
-    return array.T if path.endswith("/kernel") else array
 
 
 def _hf_config(config: EncoderConfig) -> dict:

@@ -3,8 +3,8 @@
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Much of the suite's time goes to compiling small programs that run once: less optimised code takes two thirds of it,
-# and has the same bits. To be set before jax is imported; processes that tests start inherit it.
+# Much of the suite's time goes to compiling small programs that run once: less optimised code shortens that, and the
+# tests that compare two programs bit by bit hold with it. To be set before jax is imported; processes inherit it.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS") or "--xla_backend_optimization_level=0"
 
 import jax
