@@ -29,7 +29,6 @@ from jaxprefit.sharding import ROWS, make_mesh, shardings
 
 OPTIONS = {
     "xla_backend_optimization_level": 0,  # of machine code, which is never run
-    "xla_cpu_use_fusion_emitters": False,  # they only make that code, and take long to
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",  # as an accelerator's compiler orders a program
 }
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
