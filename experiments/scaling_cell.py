@@ -25,7 +25,7 @@ from jaxprefit.data.packing import Layout
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.families import Family
 from jaxprefit.pretrained import Pretrained
-from jaxprefit.sharding import ROWS, make_mesh, shardings
+from jaxprefit.sharding import ROWS, hidden_rows, make_mesh, shardings
 
 OPTIONS = {
     "xla_backend_optimization_level": 0,  # of machine code, which is never run
@@ -86,7 +86,7 @@ def abstract_step(
     tx = optim.make_optimizer(strategy, flatten_dict(params, sep="/"), optimizer)
     state = jax.eval_shape(lambda p: train.init_state(p, tx, train.init_surgery(strategy, p, aggregate)), params)
     lie = shardings(mesh, state)
-    setup = train.Setup(Encoder(encoder, config.run.remat), families, strategy, {})
+    setup = train.Setup(Encoder(encoder, config.run.remat, hidden_rows(mesh)), families, strategy, {})
     step = train.make_step(setup, tx, optimizer, aggregate, mesh, key, shardings=lie)
     rows = {name: config.scaling[f"{name}_rows"] * mesh.size for name in families}
     batches = {name: batch(config, d, rows[name], mesh) for name, d in data.items()}

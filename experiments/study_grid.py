@@ -1,8 +1,8 @@
 """The grid of a study, from one config: which encoders are trained, and which cells are scored with each.
 
 Starts, variants and modes are names; a name stands for the settings under `study.start.NAME`, `study.variant.NAME` or
-`study.mode.NAME`, which go before those of the config. A variant without settings of its own is the strategy of that
-name, a mode the downstream.mode.
+`study.mode.NAME`, which go before those of the config; '*2' for a number doubles what it would be. A variant without
+settings of its own is the strategy of that name, a mode the downstream.mode.
 
 A variant serves each family with some encoder: one for both, or for the variant `individual` one each, `individual_ner`
 and `individual_tc`. `averaged` is the mean of these two backbones. Settings of these two under `ner` or `tc`, as in

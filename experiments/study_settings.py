@@ -21,7 +21,10 @@ def overridden(config: ConfigDict, axis: str, name: str) -> ConfigDict:
 
 
 def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:
-    """A copy of `config` with nested `changes`. Raises UserError for a setting that does not exist or does not fit."""
+    """A copy of `config` with nested `changes`; for a number '*2' is twice what stands in `config`.
+
+    Raises UserError for a setting that does not exist or does not fit.
+    """
     c = copy.deepcopy(config)
     known = flatten_dict(without_study(config).to_dict(), sep=".")
     for key, value in flatten_dict(dict(changes), sep=".").items():
@@ -29,7 +32,10 @@ def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> Confi
             near = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {where}.{near[0]}?" if near else "see configs/default.py for all settings"
             raise UserError(f"{where}.{key} is not a setting; {hint}")
+        before = known[key]
         try:
+            if isinstance(before, int | float) and isinstance(value, str) and value.startswith("*"):
+                value = type(before)(before * float(value[1:]))
             c.update_from_flattened_dict({key: value})
         except (TypeError, ValueError) as error:
             raise UserError(f"{where}.{key} is {value!r}; {str(error).splitlines()[0]}") from None

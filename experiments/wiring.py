@@ -27,7 +27,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
 from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
-from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state, row_devices, shardings
+from jaxprefit.sharding import check_rows, hidden_rows, make_mesh, put_batch, put_state, row_devices, shardings
 
 Scores = dict[str, dict[str, float]]
 
@@ -132,7 +132,8 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     families = {name: data[name].family for name in strategy.families}
     weights = {name: config.data[name].loss_weight for name in families}
     parts = accumulation(config, config.run.accumulate, families, row_devices(mesh))
-    setup = train.Setup(Encoder(start.config, config.run.remat), families, strategy, weights, spec.dropout, parts=parts)
+    encoder = Encoder(start.config, config.run.remat, hidden_rows(mesh))
+    setup = train.Setup(encoder, families, strategy, weights, spec.dropout, parts=parts)
     params = train.init_params(strategy, families, start, spec, jax.random.key(config.seed))
     return Run(start, data, setup, optimizer, mesh, params, aggregate)
 

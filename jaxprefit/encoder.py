@@ -67,7 +67,9 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array, lora_dropout: float = 0.0, deterministic: bool = True) -> jax.Array:
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = x.astype(self.dtype)
+        shape = x.shape
+        # Rows in one dimension: XLA on the CPU copies both operands, transposed, of a product summed over two.
+        x = x.astype(self.dtype).reshape(-1, shape[-1])
         y = x @ kernel.astype(self.dtype) + bias.astype(self.dtype)
         if self.has_variable("lora", "a"):
             a, b, scale = (jnp.asarray(self.get_variable("lora", n), self.dtype) for n in ("a", "b", "scale"))
@@ -75,8 +77,8 @@ class Linear(nn.Module):
             scale = jax.lax.stop_gradient(scale)
             z = nn.Dropout(lora_dropout)(x, deterministic=deterministic)
             # Unmerged on purpose: merging inside a loss would compute the dense gradient of the kernel.
-            y = y + ((z @ a) @ b) * scale
-        return y
+            y = y + (z @ a) @ (b * scale)  # b is small, what it gives is not
+        return y.reshape(*shape[:-1], self.features)
 
 
 class Layer(nn.Module):
@@ -145,6 +147,7 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
     remat: str = "none"  # a key of REMAT; changes memory and time of a gradient, nothing else
+    rows: jax.sharding.NamedSharding | None = None  # of hidden states, see `sharding.hidden_rows`; None: left to XLA
 
     def setup(self) -> None:
         self.embeddings = Embeddings(self.config)
@@ -164,10 +167,13 @@ class Encoder(nn.Module):
         deterministic: bool = True,
     ) -> jax.Array | tuple[jax.Array, ...]:
         """The last hidden state [B, L, D], or with `all_hidden` the tuple (embeddings, layer 1, ..., layer N)."""
-        states = [self.embeddings(input_ids, mask, token_types, deterministic)]
+        states = [self._lay(self.embeddings(input_ids, mask, token_types, deterministic))]
         for layer in self.layer:
-            states.append(layer(states[-1], mask, lora_dropout, deterministic))
+            states.append(self._lay(layer(states[-1], mask, lora_dropout, deterministic)))
         return tuple(states) if all_hidden else states[-1]
+
+    def _lay(self, hidden: jax.Array) -> jax.Array:
+        return hidden if self.rows is None else jax.lax.with_sharding_constraint(hidden, self.rows)
 
     def trunk(
         self,

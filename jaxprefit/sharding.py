@@ -89,6 +89,12 @@ def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Arra
     return put(batch, dict.fromkeys(batch, NamedSharding(mesh, PartitionSpec(ROWS))))
 
 
+def hidden_rows(mesh: Mesh) -> NamedSharding | None:
+    """How hidden states lie where parameters are in parts: by rows, as the batch. Left alone, XLA's partitioner cuts
+    them as it finds the kernels cut, and sends them around instead of gathering a kernel. None: nothing to say."""
+    return NamedSharding(mesh, PartitionSpec(ROWS)) if mesh.shape["fsdp"] > 1 else None
+
+
 def put_state(mesh: Mesh, state: Any) -> Any:
     """Flat parameters or a train state onto the mesh, by the rules."""
     return put(state, shardings(mesh, state))

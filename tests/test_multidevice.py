@@ -168,6 +168,12 @@ def test_rules(path: str, expected: tuple[str | None, ...]) -> None:
     assert all(sharding.spec(alone, p, leaf.shape) == jax.sharding.PartitionSpec() for p, leaf in flat.items())
 
 
+@pytest.mark.parametrize(("shape", "laid"), [((8, 1, 1), False), ((2, 1, 4), False), ((1, 8, 1), True)])
+def test_hidden_states_lie_by_rows_where_parameters_are_in_parts(shape: tuple[int, ...], laid: bool) -> None:
+    found = sharding.hidden_rows(jax.sharding.AbstractMesh(shape, sharding.AXES))  # type: ignore[arg-type]
+    assert (found is not None) == laid and (not laid or found.spec == jax.sharding.PartitionSpec(sharding.ROWS))
+
+
 def test_a_parameter_without_a_rule_is_refused() -> None:
     with pytest.raises(KeyError, match="backbone/pooler/kernel"):
         sharding.put_state(sharding.make_mesh(1), {"backbone/pooler/kernel": np.ones(3)})

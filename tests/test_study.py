@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,9 +145,21 @@ def test_a_setting_that_does_not_exist_is_named_with_its_variant(cache: Path) ->
     c.study.variants, c.study.variant.mine = ("mine",), {"lora": {"rnk": 3}}
     with pytest.raises(UserError, match=r"study.variant.mine.lora.rnk is not a setting; did you mean .*lora.rank\?"):
         study_grid.expand(c)
-    c.study.variant.mine = {"lora": {"rank": "many"}}
-    with pytest.raises(UserError, match="study.variant.mine.lora.rank is 'many'"):
-        study_grid.expand(c)
+    for value in ("many", "*many"):
+        c.study.variant.mine = {"lora": {"rank": value}}
+        with pytest.raises(UserError, match=re.escape(f"study.variant.mine.lora.rank is '{value}'")):
+            study_grid.expand(c)
+
+
+def test_a_multiple_is_of_what_the_start_has(cache: Path) -> None:
+    c = config(cache)
+    c.study.start = {"one": {"optimizer": {"backbone_lr": 0.25, "steps": 6}}, "two": {}}
+    c.study.variant.more = {"strategy": "naive", "optimizer": {"backbone_lr": "*2", "steps": "*1.5"}}
+    c.study.starts, c.study.variants = ("one", "two"), ("more",)
+    before = c.optimizer.backbone_lr, c.optimizer.steps
+    one, two = (run.config.optimizer for run in study_grid.expand(c).runs)
+    assert (one.backbone_lr, one.steps) == (0.5, 9)
+    assert (two.backbone_lr, two.steps) == (2 * before[0], int(1.5 * before[1]))
 
 
 # Equal capacity
