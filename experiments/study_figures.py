@@ -1,4 +1,5 @@
-"""The plots of a study, from the content of study.json: gains in NER against TC, and scores against label fractions."""
+"""The plots of a study, from the content of study.json: differences to none, gains in NER against TC, scores against
+label fractions and against what training took, and differences task by task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 import matplotlib.lines
+import numpy as np
 
 from experiments.study_report import SCORE, has_curves, place
 
@@ -15,11 +17,84 @@ MARKERS = "os^vDP*X<>"
 def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
     """File name without suffix -> figure; only what the study has scores for."""
     drawn = {}
+    if any("none" in r["versus"] for r in content["results"]):
+        drawn["study_differences"] = differences(content)
+        drawn["study_costs"] = costs(content)
     if content["fronts"]:
         drawn["study_front"] = front(content)
     if has_curves(content):
         drawn["study_fractions"] = fractions(content)
+    if any(t["versus"] for r in content["results"] for t in r["tasks"]):
+        drawn["study_tasks"] = tasks(content)
     return drawn
+
+
+def differences(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    """Mean scores over none with their intervals, one panel a start, mode and fraction."""
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for r in content["results"]:
+        if "none" in r["versus"]:
+            panels.setdefault(place(content, r), []).append(r)
+    figure, axes = _panels(len(panels))
+    colours = _colours(SCORE.values())
+    names = [v for v in content["variants"] if v != "none"]
+    for (title, found), ax in zip(panels.items(), axes):
+        for r in found:
+            colour, marker = colours[SCORE[r["family"]]]
+            y = names.index(r["variant"]) + {"ner": -0.13, "tc": 0.13}[r["family"]]
+            gain = r["versus"]["none"]
+            ax.plot([100 * end for end in gain["interval"]], [y, y], "-", color=colour, lw=1.5)
+            ax.plot(100 * gain["difference"], y, marker, color=colour, ms=5)
+        ax.axvline(0, color="0.5", lw=0.8, zorder=0)
+        ax.set(title=title, xlabel="over none, points", ylim=(len(names) - 0.5, -0.5))
+        ax.set_yticks(range(len(names)), names)
+    _legend(figure, colours)
+    return figure
+
+
+def costs(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    """Mean scores over none against the tokens that were trained on, one panel a start, mode, fraction and family."""
+    tokens = {(c["start"], c["variant"]): c["train_tokens"] for c in content["costs"]}
+    panels: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
+    for r in content["results"]:
+        if "none" in r["versus"] and (taken := tokens[r["start"], r["variant"]]) is not None:
+            points = panels.setdefault((place(content, r), r["family"]), {})
+            points[r["variant"]] = sum(taken.values()) / 1e6, 100 * r["versus"]["none"]["difference"]
+    figure, axes = _panels(len(panels))
+    colours = _colours(v for v in content["variants"] if v != "none")
+    for ((title, family), points), ax in zip(panels.items(), axes):
+        for variant, point in points.items():
+            colour, marker = colours[variant]
+            ax.plot(*point, marker, color=colour, ms=7)
+        ax.axhline(0, color="0.5", lw=0.8, zorder=0)
+        ax.set(title=title, xlabel="tokens trained on, millions", ylabel=f"{SCORE[family]} over none, points")
+        ax.set_xlim(left=0)
+    _legend(figure, colours)
+    return figure
+
+
+def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    """Differences between the pairs that a claim is about, task by task; * where its test finds one."""
+    panels: dict[tuple[str, str], dict[tuple[str, str], dict[str, Any]]] = {}
+    for r in content["results"]:
+        for t in r["tasks"]:
+            for other, found in t["versus"].items():
+                cells = panels.setdefault((place(content, r), r["family"]), {})
+                cells[t["task"], f"{r['variant']}\n- {other}"] = found
+    figure, axes = _panels(len(panels), height=5.2)
+    for ((title, family), cells), ax in zip(panels.items(), axes):
+        lines, columns = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
+        grid = np.full((len(lines), len(columns)), np.nan)
+        for (line, column), found in cells.items():
+            y, x = lines.index(line), columns.index(column)
+            grid[y, x] = 100 * found["difference"]
+            ax.text(x, y, f"{grid[y, x]:+.1f}{'*' * (found['p_holm'] < 0.05)}", ha="center", va="center", size=7)
+        ax.imshow(grid, cmap="PuOr", vmin=-10, vmax=10, aspect="auto")
+        ax.set_title(f"{title}: {SCORE[family]}", size=9)
+        ax.set_xticks(range(len(columns)), columns, size=6)
+        ax.set_yticks(range(len(lines)), lines, size=7)
+        ax.grid(visible=False)
+    return figure
 
 
 def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
@@ -65,10 +140,10 @@ def fractions(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def _panels(number: int) -> tuple[matplotlib.figure.Figure, list[Any]]:
+def _panels(number: int, height: float = 3.7) -> tuple[matplotlib.figure.Figure, list[Any]]:
     columns = min(max(number, 1), 2)
     lines = -(-max(number, 1) // columns)
-    figure = matplotlib.figure.Figure(figsize=(4.6 * columns + 2.2, 3.7 * lines), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(4.6 * columns + 2.2, height * lines), layout="constrained")
     axes = [ax for line in figure.subplots(lines, columns, squeeze=False) for ax in line]
     for ax in axes[number:]:
         ax.axis("off")

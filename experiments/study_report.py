@@ -35,13 +35,21 @@ def report(content: Content) -> list[str]:
     if counts["done"] < counts["all"]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
-    lines += ["## Main table", "", *main_tables(content), "## The paper's claims", "", *claims(content)]
+    lines += ["## Main table", "", *main_tables(content)]
+    if any("none" in r["versus"] for r in content["results"]):
+        lines += ["![over none](study_differences.png)", ""]
+    lines += ["## The paper's claims", "", *claims(content), *settings(content)]
     if content["fronts"]:
         lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
     if has_curves(content):
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
-    lines += ["## Costs", "", *costs(content), "## Tasks", "", *tasks(content), *failures(content)]
-    return lines
+    lines += ["## Costs", "", *costs(content)]
+    if any("none" in r["versus"] for r in content["results"]):
+        lines += ["![scores against tokens](study_costs.png)", ""]
+    lines += ["## Tasks", "", *tasks(content)]
+    if any(t["versus"] for r in content["results"] for t in r["tasks"]):
+        lines += ["![task by task](study_tasks.png)", ""]
+    return [*lines, *failures(content)]
 
 
 def places(content: Content) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -96,6 +104,16 @@ def claims(content: Content) -> list[str]:
         "is undecided. arXiv 2510.07566; its exact settings are not public."
     )
     return [text, "", *markdown("Claims", header, rows)]
+
+
+def settings(content: Content) -> list[str]:
+    """What start encoders and variants change of the config."""
+    rows = [
+        [kind, name, ", ".join(f"{key} {value}" for key, value in own.items() if key != "model.path") or "-"]
+        for kind, names in (("start", content["starts"]), ("variant", content["variants"]))
+        for name, own in names.items()
+    ]
+    return markdown("Settings that differ from the config", ["", "name", "settings"], rows)
 
 
 def fronts(content: Content) -> list[str]:

@@ -251,7 +251,9 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     for heading in ("Main table", "The paper's claims", "Fronts", "Label fractions", "Costs", "Tasks"):
         assert f"## {heading}" in text
     assert str(whole) not in text + (whole / "study.json").read_text()
-    assert (whole / "study_front.png").exists() and (whole / "study_fractions.png").exists()
+    plots = {"study_differences.png", "study_front.png", "study_fractions.png", "study_costs.png", "study_tasks.png"}
+    assert {file.name for file in whole.glob("*.png")} == plots
+    assert all(text.count(f"({name})") == 1 for name in plots), "each plot stands on the page"
 
 
 def test_a_study_that_is_stopped_continues_to_the_same_table(
