@@ -16,7 +16,7 @@ STARTS: dict[str, dict[str, Any]] = {
     # all-MiniLM-L6-v2: tuned on sentence pairs already, which large steps would undo, hence a fifth of the rate for the
     # backbone and half of LoRA's; larger, hence smaller batches and fewer steps.
     "minilm": {
-        "model": {"path": ""},
+        "model": {"path": "all-MiniLM-L6-v2"},  # give yours: --config.study.start.minilm.model.path=DIR
         "data": {"ner": {"rows": 16}, "tc": {"rows": 16, "max_length": 32}},
         "optimizer": {"steps": 300, "warmup_steps": 30, "backbone_lr": 1e-4, "lora_lr": 1e-3},
     },

@@ -14,6 +14,7 @@ label fractions, costs, and the paper's claims, each marked by the statistics.
 
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -31,7 +32,7 @@ from experiments import (
     wiring,
 )
 from experiments.checks import check, check_study
-from experiments.study_grid import Grid, Run
+from experiments.study_grid import Grid, Run, Scoring
 from jaxprefit import cli, html
 from jaxprefit.averaging import averaged
 from jaxprefit.errors import UserError
@@ -73,6 +74,11 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
     cells = sum(s.cells for scorings in mine.values() for s in scorings)
     with GridProgress(cells, sum(not one.parts for one in runs)) as progress:
         for one, scorings in mine.items():
+            if complete(one, scorings, workdir):
+                progress.skip(sum(s.cells for s in scorings))
+                if not one.parts:
+                    progress.no_training()
+                continue
             with study_collect.recorded(workdir / one.folder, FAILURES) as outcome:
                 model = encoder(one, workdir, progress)
             if outcome.failed:
@@ -86,6 +92,18 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
                 if outcome.failed:
                     print(f"{scoring.folder} failed: {outcome.failed}", file=sys.stderr)
                     progress.skip(scoring.cells)
+
+
+def complete(one: Run, scorings: Sequence[Scoring], workdir: pathlib.Path) -> bool:
+    """Whether the run has ended and each of its cells is there, so that neither its weights nor the data are needed."""
+    if not all(prefinetune.finished(part.config, workdir / part.folder) for part in one.parts or (one,)):
+        return False
+    for scoring in scorings:
+        found = study_collect.read(scoring, workdir)
+        cells = [file for files in found.cells.values() for file in files.values() if file.exists()]
+        if found.failed or len(cells) < scoring.cells or sum(map(len, found.scores.values())) < scoring.cells:
+            return False
+    return True
 
 
 def encoder(one: Run, workdir: pathlib.Path, progress: GridProgress) -> jaxprefit.Model:

@@ -69,7 +69,7 @@ def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
         "random/individual_ner-seed3",
         "random/individual_tc-seed3",
     ]
-    assert by_name["individual_double_tc-seed0"].config.optimizer.steps == 1200
+    assert by_name["individual_double_tc-seed0"].config.optimizer.steps == 2 * c.optimizer.steps
     assert by_name["naive_pcgrad-seed3"].config.aggregator == "pcgrad"
     assert by_name["naive_pcgrad-seed3"].config.seed == 3
     assert all("study" not in r.config for r in grid.runs)
@@ -118,7 +118,7 @@ def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cac
     [
         ({"study.variants": ("none", "none")}, "study.variants is ('none', 'none'); it must name something, each once"),
         ({"study.modes": ()}, "study.modes is ()"),
-        ({"study.starts": ("minilm",)}, "there is no study.start.minilm"),
+        ({"study.starts": ("other",)}, "there is no study.start.other"),
         ({"study.variants": ("task_primry",)}, "did you mean 'task_primary'?"),
         ({"study.variants": ("../naive",)}, "a name has letters"),
         ({"study.modes": ("adaptr",)}, "downstream.mode is 'adaptr'"),
@@ -289,6 +289,13 @@ def test_a_study_that_is_stopped_continues_to_the_same_table(
     for name in ("study.json", "study.md"):
         assert (tmp_path / "broken" / name).read_text() == (whole / name).read_text()
     assert all(f.stat().st_mtime_ns == time for f, time in kept.items())
+
+
+def test_weights_are_not_needed_where_every_cell_is_there(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "cells", ignore=shutil.ignore_patterns("checkpoints", "study*"))
+    study.run(runnable, tmp_path / "cells")
+    for name in ("study.json", "study.md"):
+        assert (tmp_path / "cells" / name).read_text() == (whole / name).read_text()
 
 
 def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
