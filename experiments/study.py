@@ -72,12 +72,11 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
     """Trains the encoders of `runs` and scores their cells, each where it is not there already."""
     mine = {one: [s for s in grid.scorings if s.run is one] for one in runs}
     cells = sum(s.cells for scorings in mine.values() for s in scorings)
-    with GridProgress(cells, sum(not one.parts for one in runs)) as progress:
+    untrained = [r for r in runs if not r.parts and not prefinetune.finished(r.config, workdir / r.folder)]
+    with GridProgress(cells, len(untrained)) as progress:
         for one, scorings in mine.items():
             if complete(one, scorings, workdir):
                 progress.skip(sum(s.cells for s in scorings))
-                if not one.parts:
-                    progress.no_training()
                 continue
             with study_collect.recorded(workdir / one.folder, FAILURES) as outcome:
                 model = encoder(one, workdir, progress)
@@ -113,9 +112,7 @@ def encoder(one: Run, workdir: pathlib.Path, progress: GridProgress) -> jaxprefi
             if reason := study_collect.failure(workdir / part.folder):
                 raise UserError(f"{part.folder}, a part of it, failed: {reason}")
         return averaged([jaxprefit.load(workdir / part.folder) for part in one.parts])
-    if prefinetune.finished(one.config, workdir / one.folder):
-        progress.no_training()
-    else:
+    if not prefinetune.finished(one.config, workdir / one.folder):
         with progress.training(one.folder):
             prefinetune.run(one.config, workdir / one.folder)
     return jaxprefit.load(workdir / one.folder)

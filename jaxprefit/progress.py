@@ -95,10 +95,6 @@ class GridProgress:
             self.trained += 1
             self.bar.start()
 
-    def no_training(self) -> None:
-        """An encoder that the plan counted is there already."""
-        self.trainings -= 1
-
     def begin(self, name: str, steps: int, cells: int) -> None:
         """So many cells of the task `name` start together."""
         self.name, self.steps, self.together = name, steps, cells
