@@ -9,7 +9,7 @@ import matplotlib.figure
 import matplotlib.lines
 import numpy as np
 
-from experiments.study_report import SCORE, has_curves, place
+from experiments.study_report import SCORE, by_task, has_curves, over_none, place
 
 MARKERS = "os^vDP*X<>"
 
@@ -17,14 +17,14 @@ MARKERS = "os^vDP*X<>"
 def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
     """File name without suffix -> figure; only what the study has scores for."""
     drawn = {}
-    if any("none" in r["versus"] for r in content["results"]):
+    if over_none(content):
         drawn["study_differences"] = differences(content)
         drawn["study_costs"] = costs(content)
     if content["fronts"]:
         drawn["study_front"] = front(content)
     if has_curves(content):
         drawn["study_fractions"] = fractions(content)
-    if any(t["versus"] for r in content["results"] for t in r["tasks"]):
+    if by_task(content):
         drawn["study_tasks"] = tasks(content)
     return drawn
 

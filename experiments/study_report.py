@@ -36,7 +36,7 @@ def report(content: Content) -> list[str]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
     lines += ["## Main table", "", *main_tables(content)]
-    if any("none" in r["versus"] for r in content["results"]):
+    if over_none(content):
         lines += ["![over none](study_differences.png)", ""]
     lines += ["## The paper's claims", "", *claims(content), *settings(content)]
     if content["fronts"]:
@@ -44,10 +44,10 @@ def report(content: Content) -> list[str]:
     if has_curves(content):
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
     lines += ["## Costs", "", *costs(content)]
-    if any("none" in r["versus"] for r in content["results"]):
+    if over_none(content):
         lines += ["![scores against tokens](study_costs.png)", ""]
     lines += ["## Tasks", "", *tasks(content)]
-    if any(t["versus"] for r in content["results"] for t in r["tasks"]):
+    if by_task(content):
         lines += ["![task by task](study_tasks.png)", ""]
     return [*lines, *failures(content)]
 
@@ -124,6 +124,16 @@ def fronts(content: Content) -> list[str]:
         rows.append([place(content, f), f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["best"], area])
     header = ["place", "strategy", "variants", "front", "highest sum", "area, points squared"]
     return markdown("Gains over none in NER and TC, at equal capacity", header, rows)
+
+
+def over_none(content: Content) -> bool:
+    """Whether some variant is compared with the start encoder."""
+    return any("none" in r["versus"] for r in content["results"])
+
+
+def by_task(content: Content) -> bool:
+    """Whether the study has a pair of variants that a claim is about."""
+    return any(t["versus"] for r in content["results"] for t in r["tasks"])
 
 
 def has_curves(content: Content) -> bool:

@@ -37,7 +37,7 @@ def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> Confi
             if isinstance(before, int | float) and isinstance(value, str) and value.startswith("*"):
                 value = type(before)(before * float(value[1:]))
             c.update_from_flattened_dict({key: value})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{where}.{key} is {value!r}; {str(error).splitlines()[0]}") from None
     return c
 

@@ -145,7 +145,7 @@ def test_a_setting_that_does_not_exist_is_named_with_its_variant(cache: Path) ->
     c.study.variants, c.study.variant.mine = ("mine",), {"lora": {"rnk": 3}}
     with pytest.raises(UserError, match=r"study.variant.mine.lora.rnk is not a setting; did you mean .*lora.rank\?"):
         study_grid.expand(c)
-    for value in ("many", "*many"):
+    for value in ("many", "*many", "*inf"):
         c.study.variant.mine = {"lora": {"rank": value}}
         with pytest.raises(UserError, match=re.escape(f"study.variant.mine.lora.rank is '{value}'")):
             study_grid.expand(c)
