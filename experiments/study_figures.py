@@ -69,6 +69,7 @@ def costs(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
         ax.set(title=title, xlabel="tokens trained on, millions", ylabel=f"{SCORE[family]} over none, points")
         ax.set_xlim(left=0)
+        ax.locator_params(axis="x", nbins=5)
     _legend(figure, colours)
     return figure
 
