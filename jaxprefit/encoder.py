@@ -109,7 +109,8 @@ class Layer(nn.Module):
         attended = linear("attention_output", context.reshape(batch, length, dim))
         hidden = norm("attention_norm", hidden + dropout(attended))
 
-        gelu = functools.partial(nn.gelu, approximate=cfg.activation == "gelu_tanh")
+        # Computed again in the backward pass, which is faster than reading back the two arrays it would keep.
+        gelu = jax.checkpoint(functools.partial(nn.gelu, approximate=cfg.activation == "gelu_tanh"))
         output = linear("output", gelu(linear("intermediate", hidden)))
         return norm("output_norm", hidden + dropout(output))
 

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from ml_collections import ConfigDict
 from configs import quickstart
 
 ROOT = Path(__file__).parents[1]
-COMPILED = tempfile.TemporaryDirectory(prefix="jaxprefit-compiled-")  # what one process compiled, the next one reads
 
 TINY: dict[str, Any] = {
     "model.layers": 1,
@@ -70,8 +68,7 @@ def start(experiment: str, *args: str, devices: int = 1, **streams: Any) -> subp
 def _python(*args: str, devices: int, **streams: Any) -> subprocess.Popen:
     kept = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ.get("XLA_FLAGS", ""))
     xla = f"{kept} --xla_force_host_platform_device_count={devices}".strip()
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla, "JAX_COMPILATION_CACHE_DIR": COMPILED.name}
-    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla}
     return subprocess.Popen([sys.executable, *args], cwd=ROOT, env=env, **streams)
 
 

@@ -17,7 +17,7 @@ from jaxprefit.encoder import REMAT, Encoder, EncoderConfig, init_backbone
 from jaxprefit.lora import LoraSpec, init_lora
 from jaxprefit.sharding import put_batch
 
-CONFIG = EncoderConfig(97, 32, 6, 4, 128, 64, hidden_dropout=0.1)
+CONFIG = EncoderConfig(97, 32, 8, 4, 128, 64, hidden_dropout=0.1)
 OPTIONS = {
     "xla_backend_optimization_level": 0,  # to compile quickly; buffers are the same
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",  # by default the CPU's order is for parallelism

@@ -77,6 +77,22 @@ def test_the_exported_encoder_is_the_trained_one_and_starts_other_runs(made: Pat
     jax.tree.map(np.testing.assert_array_equal, start, model.backbone)
 
 
+@pytest.mark.slow
+def test_two_processes_warm_start_like_one(made: Path, tmp_path: Path) -> None:
+    """From an empty cache: text, vocabulary and encoder are each written by one of them."""
+    settings = {**TINY, "data.cache": str(tmp_path / "cache")}
+    flags = ["--config=configs/warmstart.py", *(f"--config.{key}={value}" for key, value in settings.items())]
+    workdir = tmp_path / "run"
+    processes = run.start_together("-m", "experiments.warmstart", *flags, f"--workdir={workdir}", devices=2)
+    ends = run.end_together(processes)
+    assert [status for status, _ in ends] == [0, 0], ends
+    found, expected = (json.loads((folder / "warmstart.json").read_text()) for folder in (workdir, made))
+    assert found["tokens"] == expected["tokens"] and found["device"] != expected["device"]
+    np.testing.assert_allclose(*([p["loss"] for p in c["curve"]] for c in (found, expected)), rtol=1e-5)
+    assert (workdir / "encoder/tokenizer.json").read_bytes() == (made / "encoder/tokenizer.json").read_bytes()
+    assert jaxprefit.load(workdir / "encoder").config == jaxprefit.load(made).config
+
+
 def test_a_warm_start_continues_and_ends_alike(made: Path, cache: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
