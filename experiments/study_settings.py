@@ -65,6 +65,8 @@ def method(config: ConfigDict, variant: str) -> str:
 
 
 def settings_of(config: ConfigDict, axis: str, name: str) -> dict[str, Any]:
-    """Dotted setting -> value that `name` changes, as JSON."""
-    own = config.study[axis].get(name, ConfigDict()).to_dict()
-    return json.loads(json.dumps(flatten_dict(own, sep=".")))
+    """Dotted setting -> value that `name` changes, as JSON; of an encoder's path its last part."""
+    own = flatten_dict(config.study[axis].get(name, ConfigDict()).to_dict(), sep=".")
+    if "model.path" in own:  # where it lies on this machine says nothing elsewhere
+        own["model.path"] = start_name(own["model.path"])
+    return json.loads(json.dumps(own))

@@ -18,7 +18,7 @@ from test_experiments import assert_valid
 
 import jaxprefit
 from configs import study as study_config
-from experiments import downstream, prefinetune, study, study_claims, study_fronts, study_grid, wiring
+from experiments import downstream, prefinetune, study, study_claims, study_fronts, study_grid, study_settings, wiring
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
@@ -163,6 +163,11 @@ def test_a_multiple_is_of_what_the_start_has(cache: Path) -> None:
 
 
 # Equal capacity
+
+
+def test_the_page_names_an_encoder_and_not_where_it_lies(cache: Path) -> None:
+    c = config(cache, **{"study.start.minilm.model.path": "/a/place/encoder"})
+    assert study_settings.settings_of(c, "start", "minilm")["model.path"] == "encoder"
 
 
 def test_every_variant_is_compared_at_equal_capacity(cache: Path, encoder: str, tmp_path: Path) -> None:
