@@ -121,7 +121,7 @@ def get_config() -> ConfigDict:
     c.conflict.representations.seed = 0  # of what is drawn
 
     c.downstream = ConfigDict()
-    c.downstream.mode = "adapter"  # adapter (LoRA + linear head), probe (linear head), full, mteb (texts only)
+    c.downstream.mode = "adapter"  # adapter, stacked, probe, full, mteb: see experiments/downstream.py
     c.downstream.ner = ()  # tasks: folders with train, test and perhaps dev
     c.downstream.tc = ()
     c.downstream.fraction = 1.0  # of the training labels

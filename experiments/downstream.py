@@ -3,11 +3,12 @@ r"""Downstream scores of a checkpoint: NER by strict span F1, text classificatio
 python -m experiments.downstream --config=configs/minilm.py --checkpoint=runs/task_primary \
     --workdir=runs/task_primary_scores --config.data.root=DIR
 
-Per task a linear head with a LoRA on the frozen backbone (downstream.mode=adapter; it starts from the family's LoRA),
-a linear head alone (probe), full fine-tuning (full), or for texts MTEB's logistic regression (mteb). --checkpoint is a
-run's workdir, one of its steps, or a Hugging Face directory. Writes WORKDIR/scores.json, and under WORKDIR/cells one
-file per finished task and seed with its scores and predictions; the same command continues where it was stopped. A cell
-that fails does not stop the rest. downstream.split=dev scores development rows instead of the test.
+Per task a linear head with a LoRA on the frozen backbone (downstream.mode=adapter, where it starts from the family's
+LoRA, or stacked, where it is a fresh one on top of that), a linear head alone (probe), full fine-tuning (full), or for
+texts MTEB's logistic regression (mteb). --checkpoint is a run's workdir, one of its steps, or a Hugging Face directory.
+Writes WORKDIR/scores.json, and under WORKDIR/cells one file per finished task and seed with its scores and predictions;
+the same command continues where it was stopped. A cell that fails does not stop the rest. downstream.split=dev scores
+development rows instead of the test.
 """
 
 import contextlib
@@ -69,7 +70,7 @@ def score_model(
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, **arithmetic))
     spec = wiring.lora_spec(config)
-    if c.mode == "adapter":
+    if c.mode in ("adapter", "stacked"):
         spec.validate(model.config)
     own = model.meta["config"]["lora"] if model.adapters else {}
     described = description(config)

@@ -142,7 +142,7 @@ def test_an_unknown_mode_is_named() -> None:
     good = {"mode": "full", "steps": 1, "batch_size": 1, "fraction": 1.0}
     good |= {"lora_lr": 1e-3, "head_lr": 1e-3, "backbone_lr": 1e-3}
     FinetuneConfig(**good).validate()
-    with pytest.raises(UserError, match="choose from adapter, probe, full"):
+    with pytest.raises(UserError, match="choose from adapter, stacked, probe, full"):
         FinetuneConfig(**(good | {"mode": "adaptor"})).validate()
 
 
@@ -231,8 +231,8 @@ def test_every_mode_starts_from_the_familys_adapter(family: str, model: Model, t
     hidden = {mode: outputs(params, ids) for mode, params in start.items()}
     bare = outputs({"backbone": model.backbone}, ids)
     assert np.abs(hidden["adapter"] - bare).max() > 0.01
-    for mode in ("probe", "full"):
-        assert "lora" not in start[mode]
+    for mode in ("stacked", "probe", "full"):
+        assert ("lora" in start[mode]) == (mode == "stacked")
         np.testing.assert_allclose(hidden[mode], hidden["adapter"], atol=1e-4)
     assert start["adapter"]["backbone"] is model.backbone
     jax.tree.map(np.testing.assert_array_equal, start["adapter"]["lora"]["task"], model.adapters[family])
@@ -243,6 +243,7 @@ def test_a_plain_encoder_gets_a_fresh_adapter_of_the_given_shape(
 ) -> None:
     start = {mode: start_params(plain_model, tasks["ner"], SPEC, mode, jax.random.key(0)) for mode in MODES}
     assert set(start["probe"]) == set(start["full"]) == {"backbone", "head"}
+    jax.tree.map(np.testing.assert_array_equal, start["stacked"], start["adapter"])
     fresh = start["adapter"]["lora"]["task"]
     assert set(fresh) == {"layer_1"} and fresh["layer_1"]["query"]["a"].shape == (32, 4)
     assert all((np.asarray(m["b"]) == 0).all() for m in fresh["layer_1"].values())
@@ -287,7 +288,8 @@ def test_finetuning_learns_an_easy_task(mode: str, family: str, model: Model, ta
 
 
 # What each mode trains: everything else stays as it is, bit by bit.
-TRAINED = {"adapter": ("lora/", "head/"), "probe": ("head/",), "full": ("backbone/", "head/")}
+LORA = ("lora/", "head/")
+TRAINED = {"adapter": LORA, "stacked": LORA, "probe": ("head/",), "full": ("backbone/", "head/")}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -314,7 +316,7 @@ def test_a_mode_moves_only_what_it_trains(mode: str, model: Model, tasks: dict[s
 # The frozen part once, packed batches, all seeds in one step
 
 
-@pytest.mark.parametrize(("mode", "family"), [("adapter", "ner"), ("full", "tc")])
+@pytest.mark.parametrize(("mode", "family"), [("adapter", "ner"), ("stacked", "ner"), ("full", "tc")])
 def test_predictions_are_those_of_the_plain_loop(
     mode: str, family: str, model: Model, tasks: dict[str, TaskData]
 ) -> None:

@@ -18,9 +18,12 @@ from jaxprefit.loading import Model
 from jaxprefit.strategies import Strategy
 
 _HEAD = ("head/task", ("task",))
+_ADAPTER = (("lora/*/scale", ()), ("backbone", ()), ("lora/task", ("task",)), _HEAD)
 MODES: dict[str, Strategy] = {
-    # What an app does: the backbone stays as it is, its own adapter and head are trained.
-    "adapter": Strategy("adapter", (("lora/*/scale", ()), ("backbone", ()), ("lora/task", ("task",)), _HEAD)),
+    # What an app does: the backbone stays as it is, its own adapter and head are trained. The adapter starts from the
+    # family's, or, stacked, is a fresh one on top of the family's, which is merged into the weights and stays.
+    "adapter": Strategy("adapter", _ADAPTER),
+    "stacked": Strategy("stacked", _ADAPTER),
     # Only a linear head, on the backbone through the family's adapter as it came.
     "probe": Strategy("probe", (("backbone", ()), _HEAD)),
     # Everything, the family's adapter merged into the weights first.
@@ -104,7 +107,7 @@ def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, k
     """The trees that a task starts from.
 
     In mode adapter the family's adapter where the model has one, else a fresh one of shape `spec`, so that all
-    strategies have the same capacity downstream.
+    strategies have the same capacity downstream; in mode stacked always a fresh one.
     """
     adapter = model.adapters.get(data.family)
     head_key, lora_key = jax.random.split(key)
@@ -112,11 +115,14 @@ def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, k
         "backbone": model.backbone,
         "head": {"task": data.task.init_head(head_key, model.pretrained)},
     }
-    if mode == "adapter":
-        params["lora"] = {"task": adapter if adapter else lora.init_lora(spec, model.config, lora_key)}
-    elif adapter:
+    if mode == "adapter" and adapter:
+        params["lora"] = {"task": adapter}
+        return params
+    if adapter:
         # Merged rather than carried along: nothing of the adapter is trained in these modes.
         params["backbone"] = lora.merge(model.backbone, adapter)
+    if mode in ("adapter", "stacked"):
+        params["lora"] = {"task": lora.init_lora(spec, model.config, lora_key)}
     return params
 
 
@@ -124,7 +130,7 @@ def frozen_layers(params: train.Params, mode: str, layers: int) -> int | None:
     """How many layers lie below all that is trained; None where even the embeddings are."""
     if mode == "full":
         return None
-    adapted = params["lora"]["task"] if mode == "adapter" else {}
+    adapted = params["lora"]["task"] if "lora" in params else {}
     return min((int(name.removeprefix("layer_")) for name in adapted), default=layers)
 
 
