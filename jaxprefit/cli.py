@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
+from jaxprefit.allocator import keep_freed_memory
 from jaxprefit.distributed import leave
 from jaxprefit.errors import UserError, out_of_memory
 from jaxprefit.preemption import Preempted, end_at_once
@@ -85,6 +86,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
         except KeyboardInterrupt:
             _fail("interrupted; the same command continues from the last checkpoint", 130)
 
+    keep_freed_memory()
     logging.set_verbosity(logging.ERROR)
     sys.modules["__main__"].__doc__ = doc
     app.run(call, flags_parser=parse)

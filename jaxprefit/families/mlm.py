@@ -23,6 +23,7 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.packing import Packing
+from jaxprefit.encoder import gelu
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.pretrained import Pretrained
@@ -175,7 +176,7 @@ def decode(head: Mapping, table: jax.Array, hidden: jax.Array) -> jax.Array:
     """Scores [..., V] float32 of every token for `hidden` [..., D]: a layer of its own, then the word table [V, D]."""
     dtype = hidden.dtype
     x = hidden @ head["dense"]["kernel"].astype(dtype) + head["dense"]["bias"].astype(dtype)
-    x = jax.nn.gelu(x, approximate=False).astype(jnp.float32)
+    x = gelu(x, False).astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + NORM_EPS) * head["norm"]["scale"] + head["norm"]["bias"]
     scores = jnp.einsum("...d,vd->...v", x.astype(dtype), table.astype(dtype), preferred_element_type=jnp.float32)

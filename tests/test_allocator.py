@@ -1,0 +1,50 @@
+"""The C library keeps what a step frees."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+
+PROGRAM = """
+import resource
+import jax, jax.numpy as jnp
+from jaxprefit.allocator import keep_freed_memory
+
+print(keep_freed_memory())
+
+@jax.jit
+def step(x):  # its temporary memory holds a product, 64 MB
+    return jnp.tanh(x @ x).sum()
+
+x = jnp.ones((4096, 4096)) / 4096
+for _ in range(4):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(x).block_until_ready()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment: str) -> tuple[bool, int]:
+    """(whether memory is kept, pages that the last step touched for the first time) in a new process."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_") and k != "GLIBC_TUNABLES"} | environment
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    kept, *counts = done.stdout.split()
+    return kept == "True", int(counts[-1])
+
+
+def test_a_step_finds_the_memory_of_the_one_before() -> None:
+    kept, count = faults()
+    assert kept
+    assert count * os.sysconf("SC_PAGE_SIZE") < 2**20
+
+
+@pytest.mark.parametrize("name, value", [("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")])
+def test_the_users_settings_of_the_allocator_stay(name: str, value: str) -> None:
+    kept, count = faults(**{name: value})
+    assert not kept
+    assert count * os.sysconf("SC_PAGE_SIZE") >= 2**26  # as without: so the test above can fail
