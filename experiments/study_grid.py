@@ -7,7 +7,7 @@ settings of its own is the strategy of that name, a mode the downstream.mode.
 A variant serves each family with some encoder: one for both, or for the variant `individual` one each, `individual_ner`
 and `individual_tc`. `averaged` is the mean of these two backbones. Settings of these two under `ner` or `tc`, as in
 `study.variant.individual.tc.optimizer.steps`, are of that family's encoder alone. Variants that come to the same
-settings share an encoder.
+settings share an encoder, and modes that come to the same share cells: stacked and adapter, for one without LoRA.
 
 A difference between two variants is taken at equal downstream capacity: in mode adapter, the encoders of `REFERENCES`
 are scored with the LoRA shape of every variant that is compared with them.
@@ -26,6 +26,7 @@ from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
+from jaxprefit.strategies import make
 
 REFERENCES = ("none", "individual", "naive")
 """The variants that every other one is compared with, where the study has them."""
@@ -189,7 +190,13 @@ def seeds(base: ConfigDict, variant: str) -> tuple[int, ...]:
 def scoring(
     run: Run, recipe: ConfigDict, name: str, family: str, shape: ConfigDict, scorings: dict[str, Scoring]
 ) -> Scoring:
-    """The cells of `run` for one family, with an adapter of `shape`; the folder tells where that is not the usual."""
+    """The cells of `run` for one family, in mode adapter with a LoRA of `shape`; the folder tells where that is not the
+    usual."""
+    bare = run.parts or not make(run.config.strategy, TASKS).adapter_of(family)
+    if recipe.downstream.mode == "stacked" and name.startswith("stacked-") and bare:
+        # Nothing to put the fresh LoRA on top of: the cells of mode adapter.
+        recipe, name, shape = copy.deepcopy(recipe), name.replace("stacked", "adapter", 1), recipe.lora
+        recipe.downstream.mode = "adapter"
     other = recipe.downstream.mode == "adapter" and shape != recipe.lora
     if other:
         name += "-lora" + hashlib.sha256(shape.to_json_best_effort().encode()).hexdigest()[:6]

@@ -96,6 +96,21 @@ def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
     assert len(set(folders)) == len(folders)
 
 
+def test_encoders_without_lora_have_the_same_cells_stacked_and_adapted(cache: Path) -> None:
+    grid = study_grid.expand(config(cache, **{"study.variants": ALL, "study.modes": ("adapter", "stacked")}))
+    place = {(e.mode, e.variant, e.fraction, e.family): e for e in grid.entries}
+    own = {"task_primary", "shared_lora", "frozen_lora", "task_primary_rank4"}
+    for (mode, variant, *rest), entry in place.items():
+        adapted = place["adapter", variant, *rest]
+        if mode == "stacked":
+            assert (entry.scorings == adapted.scorings) == (variant not in own)
+            assert {s.config.downstream.mode for s in entry.scorings} == {mode if variant in own else "adapter"}
+            # A fresh LoRA is of the study's shape, whatever that of the variant.
+            assert all(s.config.lora.rank == grid.runs[0].config.lora.rank for s in entry.scorings)
+            for reference, scorings in entry.references.items():
+                assert scorings == place["adapter", reference, *rest].scorings
+
+
 def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cache: Path) -> None:
     grid = study_grid.expand(config(cache, **{"study.variants": ALL, "study.seeds": (0, 1, 2)}))
     assert study_grid.shard(grid, "") == grid.runs
