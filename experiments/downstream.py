@@ -34,7 +34,7 @@ from jaxprefit import cli, lora
 from jaxprefit.data import mixture, sources
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream import cells, mteb, rows
-from jaxprefit.downstream.finetune import MTEB, FinetuneConfig, TaskData, finetune
+from jaxprefit.downstream.finetune import MODES, MTEB, FinetuneConfig, TaskData, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
@@ -70,7 +70,7 @@ def score_model(
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, **arithmetic))
     spec = wiring.lora_spec(config)
-    if c.mode in ("adapter", "stacked"):
+    if c.mode != MTEB and MODES[c.mode].adapters:
         spec.validate(model.config)
     own = model.meta["config"]["lora"] if model.adapters else {}
     described = description(config)

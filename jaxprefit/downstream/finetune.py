@@ -121,7 +121,7 @@ def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, k
     if adapter:
         # Merged rather than carried along: nothing of the adapter is trained in these modes.
         params["backbone"] = lora.merge(model.backbone, adapter)
-    if mode in ("adapter", "stacked"):
+    if MODES[mode].adapters:
         params["lora"] = {"task": lora.init_lora(spec, model.config, lora_key)}
     return params
 
