@@ -20,6 +20,8 @@ STARTS: dict[str, dict[str, Any]] = {
         "data": {"ner": {"rows": 16}, "tc": {"rows": 16, "max_length": 32}},
         "optimizer": {"steps": 300, "warmup_steps": 30, "backbone_lr": 1e-4, "lora_lr": 1e-3},
     },
+    # The encoder of configs/warmstart.py: the config's size and rates are for it.
+    "warmstart": {"model": {"path": "warmstart/encoder"}},  # give yours, as above
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -40,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
     "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
     "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
+    "task_primary_all": {"strategy": "task_primary", "lora": {"last_layers": 6}},  # of MiniLM's six
 }
 
 

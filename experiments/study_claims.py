@@ -10,12 +10,13 @@ from experiments.study_grid import Entry
 from jaxprefit.downstream import significance
 
 LEVEL = 0.05
-"""Of a false verdict among the claims of one start, mode and fraction."""
+"""Of a false verdict among the lines of one start, mode and fraction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That the mean score of `first` exceeds that of `second` by more than `margin`, in each of the families."""
+    """That the mean score of each variant of the strategy `first` exceeds that of the variant `second` by more than
+    `margin`, in each of the families. Each variant, since the paper's settings are not public."""
 
     text: str
     paper: str
@@ -41,13 +42,16 @@ def judge(
     entries: Sequence[Entry],
     tables: Mapping[Entry, Mapping[str, np.ndarray]],
     reference: Callable[[Entry, str], Mapping[str, np.ndarray]],
+    methods: Mapping[str, str],
 ) -> list[dict[str, Any]]:
-    """One line per claim, start, mode, fraction and family that the study has scores for."""
+    """One line per claim, variant, start, mode, fraction and family that the study has scores for; `methods` are
+    those of the variants (`study_settings.method`)."""
     lines: list[dict[str, Any]] = []
     for claim in CLAIMS:
         for e in entries:
             at = claim.fraction is None or e.fraction == claim.fraction
-            if not (at and e.variant == claim.first and claim.second in e.references and e.family in claim.families):
+            compared = methods[e.variant] == claim.first and claim.second in e.references
+            if not (at and compared and e.family in claim.families):
                 continue
             mine, other = tables[e], reference(e, claim.second)
             differences = np.asarray([mine[name] - other[name] for name in mine if name in other])
@@ -57,8 +61,8 @@ def judge(
             p = significance.wilcoxon(differences.mean((1, 2)), np.full(len(differences), claim.margin))
             place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
             lines.append({
-                "claim": claim.text, "paper": claim.paper, **place, "margin": claim.margin, "tasks": len(differences),
-                "difference": found.difference, "interval": [found.low, found.high], "p_value": p,
+                "claim": claim.text.replace(claim.first, e.variant), "paper": claim.paper, **place,
+                "margin": claim.margin, "tasks": len(differences), "difference": found.difference, "interval": [found.low, found.high], "p_value": p,
             })  # fmt: skip
     tables_of = [(x["start"], x["mode"], x["fraction"]) for x in lines]
     for table in set(tables_of):

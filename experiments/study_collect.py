@@ -73,9 +73,10 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         s.cells if failure(workdir / s.run.folder) or failure(workdir / s.folder) else len(scored[s.folder].failed)
         for s in grid.scorings
     )
-    results = [result(entry, scored) for entry in grid.entries]
-    adjust(results)
     s = config.study
+    methods = {v: study_settings.method(config, v) for v in s.variants}
+    results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
+    adjust(results)
     shapes = {}
     for (start, _), served in grid.encoders.items():
         if start not in shapes:
@@ -95,9 +96,9 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
         "failed": failed,
         "results": results,
-        "fronts": study_fronts.fronts(results, {v: study_settings.method(config, v) for v in s.variants}),
+        "fronts": study_fronts.fronts(results, methods),
         "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
-                                     lambda e, other: table(e.references[other], scored)),
+                                     lambda e, other: table(e.references[other], scored), methods),
         "costs": [cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
     }  # fmt: skip
 
@@ -141,8 +142,8 @@ def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
     return out
 
 
-def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
-    """One place of the main table, with its tasks."""
+def result(entry: Entry, scored: Mapping[str, Scored], method: str) -> dict[str, Any]:
+    """One place of the main table, with its tasks; `method` is what the variant is a setting of."""
     mine = table(entry.scorings, scored)
     theirs = {other: table(scorings, scored) for other, scorings in entry.references.items()}
     whole = len(mine) == len(entry.scorings[0].tasks)
@@ -150,7 +151,7 @@ def result(entry: Entry, scored: Mapping[str, Scored]) -> dict[str, Any]:
     tasks = [
         {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist(),
          "versus": {other: tested(entry, other, name, mine, found, scored) for other, found in theirs.items()
-                    if (entry.variant, other) in study_tests.PAIRS and name in found}}
+                    if (method, other) in study_tests.PAIRS and name in found}}
         for name, scores in mine.items()
     ]  # fmt: skip
     study_tests.adjust(tasks)
@@ -245,6 +246,7 @@ def cost(
 
 def _recipe(grid: Grid, mode: str) -> dict[str, Any]:
     """How a mode's cells are taken, but for the fraction of the labels."""
-    found = next(s.config for e in grid.entries if e.mode == mode for s in e.scorings)
+    scored = [s.config for e in grid.entries if e.mode == mode for s in e.scorings]
+    found = next((c for c in scored if c.downstream.mode == mode), scored[0])  # in stacked some are of adapter
     recipe = downstream.description(found)["downstream"]
     return {k: v for k, v in recipe.items() if k != "fraction"} | {"seeds": list(found.downstream.seeds)}

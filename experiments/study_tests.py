@@ -10,7 +10,7 @@ from experiments.study_claims import CLAIMS
 from jaxprefit.downstream import cells, significance
 
 PAIRS = frozenset((claim.first, claim.second) for claim in CLAIMS)
-"""(variant, reference) that are tested task by task: those that a claim of the paper is about."""
+"""(strategy, reference) that are tested task by task: those that a claim of the paper is about."""
 DRAWS = 1_000  # a study has hundreds of these tests; the smallest p-value is then 0.002
 
 Cells = Sequence[Sequence[pathlib.Path]]

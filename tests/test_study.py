@@ -389,7 +389,7 @@ def judged(gain: float, spread: float) -> Iterator[dict]:
     none = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
     mine = {name: v + gain + spread * rng.normal(size=(1, 3)) for name, v in none.items()}
     entry = study_grid.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
-    yield from study_claims.judge([entry], {entry: mine}, lambda e, other: none)
+    yield from study_claims.judge([entry], {entry: mine}, lambda e, other: none, {"individual": "individual"})
 
 
 def test_claims_are_marked_by_the_statistics() -> None:
@@ -405,6 +405,14 @@ def test_claims_are_marked_by_the_statistics() -> None:
     assert study_claims.verdict((-0.006, 0.01), -0.005, 0.01) == "undecided"
     assert study_claims.verdict((-0.02, -0.01), -0.005, 0.01) == "does not hold"
     assert study_claims.verdict((0.09, 0.12), 0.084, 0.2) == "undecided"  # the test over tasks does not agree
+
+
+def test_a_claim_is_judged_for_each_variant_of_its_strategy() -> None:
+    scores = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
+    variants = {"task_primary": "task_primary", "deep": "task_primary", "surgery": "task_primary+pcgrad"}
+    entries = [study_grid.Entry("a", "adapter", 0.5, v, "tc", (), {"naive": ()}) for v in variants]
+    lines = study_claims.judge(entries, dict.fromkeys(entries, scores), lambda e, other: scores, variants)
+    assert [line["claim"] for line in lines] == ["task_primary > naive", "deep > naive"]
 
 
 def test_fronts() -> None:
