@@ -62,7 +62,8 @@ def judge(
             place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
             lines.append({
                 "claim": claim.text.replace(claim.first, e.variant), "paper": claim.paper, **place,
-                "margin": claim.margin, "tasks": len(differences), "difference": found.difference, "interval": [found.low, found.high], "p_value": p,
+                "margin": claim.margin, "tasks": len(differences),
+                "difference": found.difference, "interval": [found.low, found.high], "p_value": p,
             })  # fmt: skip
     tables_of = [(x["start"], x["mode"], x["fraction"]) for x in lines]
     for table in set(tables_of):
