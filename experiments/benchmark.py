@@ -12,6 +12,7 @@ WORKDIR/benchmark_WHAT.json and prints it.
 
 import json
 import pathlib
+import platform
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     content = {
         "schema": f"jaxprefit.benchmark.{config.what}",
         "version": BENCHMARK_VERSION,
-        "device": f"{config.devices or jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": f"{config.devices or jax.device_count()} x {device_kind()}",
         "repetitions": config.repetitions,
         **measured,
     }
@@ -56,6 +57,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     write_json(workdir / f"benchmark_{config.what}.json", content)
     print(json.dumps(content, indent=1))
     return content
+
+
+def device_kind() -> str:
+    """The device's name; of a CPU also what Linux calls it, since ratios differ between generations."""
+    kind, facts = jax.devices()[0].device_kind, pathlib.Path("/proc/cpuinfo")
+    if kind != "cpu" or not facts.exists():
+        return kind
+    first = facts.read_text(encoding="utf-8").split("\n\n")[0]
+    of = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    told = [of.get("model name", ""), *(f"{key} {of[key]}" for key in ("cpu family", "model") if key in of)]
+    return f"{kind} ({', '.join(filter(None, told)) or platform.machine()})"
 
 
 if __name__ == "__main__":
