@@ -12,10 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from sklearn.linear_model import RidgeClassifier
-from sklearn.metrics import f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from jaxprefit.conflict.hidden import View, hidden_states
 from jaxprefit.data.builders import Prepared
@@ -79,12 +75,18 @@ def predict(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarr
     """Classes of `test` [m, D] by a linear classifier of `train` [n, D] with `labels` [n]."""
     if len(set(labels)) == 1:  # nothing to separate
         return np.full(len(test), labels[0])
+    from sklearn.linear_model import RidgeClassifier  # here, as in downstream/evaluate.py
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     classifier = make_pipeline(StandardScaler(), RidgeClassifier(len(train), class_weight="balanced"))
     return classifier.fit(train, labels).predict(test)
 
 
 def macro_f1(true: np.ndarray, found: np.ndarray) -> float:
     """Mean F1 of the classes that occur in `true`, OUTSIDE left out; NaN where there is no other."""
+    from sklearn.metrics import f1_score
+
     types = sorted(set(true) - {OUTSIDE})
     if not types:
         return float("nan")

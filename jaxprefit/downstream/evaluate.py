@@ -1,12 +1,12 @@
-"""Scores of predictions. NER: strict IOB2 span F1 and the lenient score beside it. TC: accuracy and macro-F1."""
+"""Scores of predictions. NER: strict IOB2 span F1 and the lenient score beside it. TC: accuracy and macro-F1.
+
+seqeval and scikit-learn are imported when they are needed: they start threads, which must not come before
+`allocator.keep_freed_memory`, and take a second of every command's start.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import seqeval.metrics
-import sklearn.metrics
-from seqeval.scheme import IOB2
 
 
 def score(
@@ -25,6 +25,9 @@ def ner_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
     conlleval and repairs ill-formed tags. `ill_formed` is the share of predicted sequences with an I- tag that does
     not continue a span of its type.
     """
+    import seqeval.metrics
+    from seqeval.scheme import IOB2
+
     truth, guess = [list(t) for t in gold], [list(t) for t in predicted]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # no span predicted: the score is 0, which is what we report
@@ -40,6 +43,8 @@ def ner_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
 
 def tc_scores(gold: Sequence[str], predicted: Sequence[str]) -> dict[str, float]:
     """Accuracy and macro-F1 over the labels that occur in `gold`, each in [0, 1]."""
+    import sklearn.metrics
+
     labels = sorted(set(gold))
     return {
         "accuracy": float(sklearn.metrics.accuracy_score(gold, predicted)),

@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import sklearn.exceptions
-import sklearn.linear_model
 
 from jaxprefit import lora
 from jaxprefit.downstream import batches, rows
@@ -26,6 +24,9 @@ def classify(
     model: Model, data: TaskData, cfg: FinetuneConfig, draws: Sequence[int], on_step: Callable[[int], Any]
 ) -> Finetuned:
     """Predictions of the test rows from each draw of cfg.shots training rows a label."""
+    import sklearn.exceptions  # here, as in evaluate.py
+    import sklearn.linear_model
+
     if data.task.kind == "ner":
         raise UserError(f"task '{data.name}': downstream.mode=mteb classifies whole texts; leave downstream.ner empty")
     train = [data.train[i] for i in range(len(data.train))]
