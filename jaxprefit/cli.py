@@ -166,4 +166,4 @@ def _leaves(file: str) -> dict[str, Any]:
 
 def _fail(message: str, status: int = USER_ERROR_STATUS) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    leave(status)
+    leave(status, interrupted=status != USER_ERROR_STATUS)

@@ -116,13 +116,17 @@ def first_alone(name: str) -> Iterator[None]:
     _meet(f"{name} is there", _PATIENCE)
 
 
-def leave(status: int) -> NoReturn:
+def leave(status: int, interrupted: bool = False) -> NoReturn:
     """Ends this process after a fault. Where the others do not end too it goes without notice, so that they find it
-    lost: JAX's way out would wait for them, and then abort."""
+    lost: JAX's way out would wait for them, and then abort. So does a process that is alone, if `interrupted`: a
+    computation may still run, and JAX's way out can crash under it."""
+    sys.stdout.flush()
     sys.stderr.flush()
     try:
         _meet("the end", _FAREWELL)
     except Exception:  # whatever a barrier raises when someone does not come
+        os._exit(status)
+    if interrupted and not jax.distributed.is_initialized():
         os._exit(status)
     sys.exit(status)
 
