@@ -162,10 +162,15 @@ def costs(content: Content) -> list[str]:
         tokens = c["train_tokens"]
         told = ["-" if tokens is None else f"{tokens.get(f, 0):,}" for f in ("ner", "tc")]
         rows.append([c["start"], c["variant"], str(c["backbones"]), f"{c['backbone_parameters']:,}",
-                     f"{c['adapter_parameters']:,}", f"{c['adapter_bytes']:,}", *told])  # fmt: skip
+                     f"{c['adapter_parameters']:,}", f"{c['adapter_bytes']:,}",
+                     f"{c['family_adapter_parameters']:,}", *told])  # fmt: skip
     header = ["start", "variant", "backbones", "their parameters", "parameters of an app's adapter", "its bytes",
-              "NER tokens trained on", "TC tokens"]  # fmt: skip
-    return markdown("Costs (float32; an app's linear head comes on top)", header, rows)
+              "of the families' adapters", "NER tokens trained on", "TC tokens"]  # fmt: skip
+    about = (
+        "An app's adapter has the variant's shape in mode adapter, where it takes the place of the family's. In mode "
+        "stacked it has the shape of the config, as that of `none`, and the families' stay beside the backbone."
+    )
+    return [about, "", *markdown("Costs (float32; an app's linear head comes on top)", header, rows)]
 
 
 def tasks(content: Content) -> list[str]:
