@@ -82,14 +82,16 @@ def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             for other, found in t["versus"].items():
                 cells = panels.setdefault((place(content, r), r["family"]), {})
                 cells[t["task"], f"{r['variant']}\n- {other}"] = found
-    figure, axes = _panels(len(panels), height=5.2)
+    most = max(len({pair for _, pair in cells}) for cells in panels.values())
+    figure, axes = _panels(len(panels), height=5.2, width=max(4.6, 0.85 * most))
     for ((title, family), cells), ax in zip(panels.items(), axes):
         lines, columns = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
         grid = np.full((len(lines), len(columns)), np.nan)
         for (line, column), found in cells.items():
             y, x = lines.index(line), columns.index(column)
             grid[y, x] = 100 * found["difference"]
-            ax.text(x, y, f"{grid[y, x]:+.1f}{'*' * (found['p_holm'] < 0.05)}", ha="center", va="center", size=7)
+            told, colour = f"{grid[y, x]:+.1f}{'*' * (found['p_holm'] < 0.05)}", "w" if abs(grid[y, x]) > 6 else "k"
+            ax.text(x, y, told, ha="center", va="center", size=7, color=colour)
         ax.imshow(grid, cmap="PuOr", vmin=-10, vmax=10, aspect="auto")
         ax.set_title(f"{title}: {SCORE[family]}", size=9)
         ax.set_xticks(range(len(columns)), columns, size=6)
@@ -111,6 +113,8 @@ def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             points = {v: (100 * tc, 100 * ner) for v, (ner, tc) in f["gains"].items()}
             for variant, point in points.items():
                 ax.plot(*point, marker, color=colour, ms=7, alpha=1 if variant in f["front"] else 0.35)
+                if variant != f["strategy"]:
+                    ax.annotate(variant, point, (5, 5), textcoords="offset points", size=6)
             ax.plot(*zip(*(points[v] for v in f["front"])), "-", color=colour, lw=1, alpha=0.6)
         ax.axvline(0, color="0.5", lw=0.8, zorder=0)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
@@ -141,10 +145,10 @@ def fractions(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def _panels(number: int, height: float = 3.7) -> tuple[matplotlib.figure.Figure, list[Any]]:
+def _panels(number: int, height: float = 3.7, width: float = 4.6) -> tuple[matplotlib.figure.Figure, list[Any]]:
     columns = min(max(number, 1), 2)
     lines = -(-max(number, 1) // columns)
-    figure = matplotlib.figure.Figure(figsize=(4.6 * columns + 2.2, height * lines), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(width * columns + 2.2, height * lines), layout="constrained")
     axes = [ax for line in figure.subplots(lines, columns, squeeze=False) for ax in line]
     for ax in axes[number:]:
         ax.axis("off")
