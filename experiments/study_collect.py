@@ -13,13 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import downstream, family_data, study_claims, study_fronts, study_settings, study_tests, wiring
-from experiments.study_grid import Entry, Grid, Scoring
+from experiments.study_grid import Entry, Grid, Scoring, adapter_of
 from jaxprefit import lora
 from jaxprefit.downstream import significance
-from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.files import write_text
-from jaxprefit.strategies import make
 
 STUDY_VERSION = 2
 
@@ -235,8 +233,7 @@ def cost(
             tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
     encoder, parameters = shape
     adapter = lora.size(wiring.lora_spec(next(iter(served.values())).config), encoder)
-    kept = {(r.folder, make(r.config.strategy, TASKS).adapter_of(family)) for family, runs in
-            grid.encoders[start, variant].items() for r in runs[:1] if not r.parts}  # fmt: skip
+    kept = {adapter_of(r, family) for family, runs in grid.encoders[start, variant].items() for r in runs[:1]} - {None}
     return {
         "start": start,
         "variant": variant,
@@ -244,7 +241,7 @@ def cost(
         "backbone_parameters": parameters * len(served),
         "adapter_parameters": adapter,
         "adapter_bytes": 4 * adapter,
-        "family_adapter_parameters": adapter * sum(name is not None for _, name in kept),
+        "family_adapter_parameters": adapter * len(kept),
         "train_tokens": tokens,
     }
 

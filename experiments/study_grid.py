@@ -26,6 +26,7 @@ from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
+from jaxprefit.families import FAMILIES
 from jaxprefit.strategies import make
 
 REFERENCES = ("none", "individual", "naive")
@@ -187,13 +188,17 @@ def seeds(base: ConfigDict, variant: str) -> tuple[int, ...]:
     return tuple(base.study.seeds[:1] if alike else base.study.seeds)
 
 
+def adapter_of(run: Run, family: str) -> str | None:
+    """The LoRA of the run's encoder that serves `family`, if it has one."""
+    return None if run.parts else make(run.config.strategy, FAMILIES).adapter_of(family)
+
+
 def scoring(
     run: Run, recipe: ConfigDict, name: str, family: str, shape: ConfigDict, scorings: dict[str, Scoring]
 ) -> Scoring:
     """The cells of `run` for one family, in mode adapter with a LoRA of `shape`; the folder tells where that is not the
     usual."""
-    bare = run.parts or not make(run.config.strategy, TASKS).adapter_of(family)
-    if recipe.downstream.mode == "stacked" and name.startswith("stacked-") and bare:
+    if recipe.downstream.mode == "stacked" and name.startswith("stacked-") and not adapter_of(run, family):
         # Nothing to put the fresh LoRA on top of: the cells of mode adapter.
         recipe, name, shape = copy.deepcopy(recipe), name.replace("stacked", "adapter", 1), recipe.lora
         recipe.downstream.mode = "adapter"
