@@ -1,7 +1,7 @@
 """Scores of predictions. NER: strict IOB2 span F1 and the lenient score beside it. TC: accuracy and macro-F1.
 
-seqeval and scikit-learn are imported when they are needed: they start threads, which must not come before
-`allocator.keep_freed_memory`, and take a second of every command's start.
+seqeval and scikit-learn are imported when they are needed: what they import starts a thread that allocates,
+which must not come before `allocator.keep_freed_memory`.
 """
 
 import warnings

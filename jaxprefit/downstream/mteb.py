@@ -24,11 +24,11 @@ def classify(
     model: Model, data: TaskData, cfg: FinetuneConfig, draws: Sequence[int], on_step: Callable[[int], Any]
 ) -> Finetuned:
     """Predictions of the test rows from each draw of cfg.shots training rows a label."""
+    if data.task.kind == "ner":
+        raise UserError(f"task '{data.name}': downstream.mode=mteb classifies whole texts; leave downstream.ner empty")
     import sklearn.exceptions  # here, as in evaluate.py
     import sklearn.linear_model
 
-    if data.task.kind == "ner":
-        raise UserError(f"task '{data.name}': downstream.mode=mteb classifies whole texts; leave downstream.ner empty")
     train = [data.train[i] for i in range(len(data.train))]
     labels = [record["label"] for record in train]
     chosen = [rows.mteb_draw(labels, cfg.shots, draw) for draw in draws]
