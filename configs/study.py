@@ -20,14 +20,18 @@ STARTS: dict[str, dict[str, Any]] = {
         "data": {"ner": {"rows": 16}, "tc": {"rows": 16, "max_length": 32}},
         "optimizer": {"steps": 300, "warmup_steps": 30, "backbone_lr": 1e-4, "lora_lr": 1e-3},
     },
-    # The encoder of configs/warmstart.py: the config's size and rates are for it.
-    "warmstart": {"model": {"path": "warmstart/encoder"}},  # give yours, as above
+    # The encoder of configs/warmstart.py: the config's rates are for it; batches as above.
+    "warmstart": {
+        "model": {"path": "warmstart/encoder"},  # give yours, as above
+        "data": {"ner": {"rows": 16}, "tc": {"rows": 16, "max_length": 32}},
+    },
 }
 
 VARIANTS: dict[str, dict[str, Any]] = {
     # A pre-finetuning step holds a batch of each family, so that equal steps are equal tokens per family; these
     # encoders have twice the steps: the tokens of both families together.
     "individual_double": {"strategy": "individual", "optimizer": {"steps": "*2", "warmup_steps": "*2"}},
+    "individual_lr2": {"strategy": "individual", "optimizer": {"backbone_lr": "*2"}},
     "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
     "naive_cagrad": {"strategy": "naive", "aggregator": "cagrad"},
     "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},

@@ -15,8 +15,8 @@ LEVEL = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That the mean score of each variant of the strategy `first` exceeds that of the variant `second` by more than
-    `margin`, in each of the families. Each variant, since the paper's settings are not public."""
+    """That the mean score of the strategy `first` exceeds that of `second` by more than `margin`, in each of the
+    families; each by the variant that stands for it (`study_fronts.chosen`)."""
 
     text: str
     paper: str
@@ -38,22 +38,30 @@ CLAIMS = (
 )  # fmt: skip
 
 
+Table = Mapping[str, np.ndarray]
+"""Task -> scores [P, S]."""
+
+
 def judge(
     entries: Sequence[Entry],
-    tables: Mapping[Entry, Mapping[str, np.ndarray]],
-    reference: Callable[[Entry, str], Mapping[str, np.ndarray]],
-    methods: Mapping[str, str],
+    tables: Mapping[Entry, Table],
+    reference: Callable[[Entry, str], Table | None],
+    stands: Mapping[str, Mapping[str, str]],
 ) -> list[dict[str, Any]]:
-    """One line per claim, variant, start, mode, fraction and family that the study has scores for; `methods` are
-    those of the variants (`study_settings.method`)."""
+    """One line per claim, start, mode, fraction and family that the study has scores for; `stands` are start ->
+    strategy -> the variant chosen for it, `reference` the scores of another variant at an entry's capacity."""
     lines: list[dict[str, Any]] = []
     for claim in CLAIMS:
         for e in entries:
             at = claim.fraction is None or e.fraction == claim.fraction
-            compared = methods[e.variant] == claim.first and claim.second in e.references
+            chosen = stands[e.start]
+            compared = chosen.get(claim.first) == e.variant and claim.second in chosen
             if not (at and compared and e.family in claim.families):
                 continue
-            mine, other = tables[e], reference(e, claim.second)
+            second = chosen[claim.second]
+            mine, other = tables[e], reference(e, second)
+            if other is None:  # not scored at this capacity
+                continue
             differences = np.asarray([mine[name] - other[name] for name in mine if name in other])
             if not differences.size:
                 continue
@@ -61,7 +69,7 @@ def judge(
             p = significance.wilcoxon(differences.mean((1, 2)), np.full(len(differences), claim.margin))
             place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
             lines.append({
-                "claim": claim.text.replace(claim.first, e.variant), "paper": claim.paper, **place,
+                "claim": claim.text, "paper": claim.paper, "first": e.variant, "second": second, **place,
                 "margin": claim.margin, "tasks": len(differences),
                 "difference": found.difference, "interval": [found.low, found.high], "p_value": p,
             })  # fmt: skip

@@ -13,13 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import downstream, family_data, study_claims, study_fronts, study_settings, study_tests, wiring
-from experiments.study_grid import Entry, Grid, Scoring, adapter_of
+from experiments.study_grid import Encoders, Entry, Grid, Scoring, adapter_of
 from jaxprefit import lora
 from jaxprefit.downstream import significance
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.files import write_text
 
-STUDY_VERSION = 2
+STUDY_VERSION = 3
 
 Table = dict[str, np.ndarray]
 """Task -> main scores [P, S] by seed of pre-finetuning and of fine-tuning, of the tasks that are complete."""
@@ -77,6 +77,9 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     methods = {v: study_settings.method(config, v) for v in s.variants}
     results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
     adjust(results)
+    losses = {(start, v): held_out(served, workdir) for (start, v), served in grid.encoders.items()}
+    starts = dict.fromkeys(start for start, _ in losses)
+    stands = {start: study_fronts.chosen({v: losses[start, v] for v in s.variants}, methods) for start in starts}
     shapes = {}
     for (start, _), served in grid.encoders.items():
         if start not in shapes:
@@ -89,6 +92,7 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "version": STUDY_VERSION,
         "starts": {start: study_settings.settings_of(config, "start", start) for start in shapes},
         "variants": {v: study_settings.settings_of(config, "variant", v) for v in s.variants},
+        "methods": methods,
         "modes": {mode: _recipe(grid, mode) for mode in s.modes},
         "fractions": list(s.fractions),
         "seeds": list(s.seeds),
@@ -96,9 +100,11 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
         "failed": failed,
         "results": results,
-        "fronts": study_fronts.fronts(results, methods),
+        "held_out": [{"start": start, "variant": v, "losses": found} for (start, v), found in losses.items()],
+        "chosen": stands,
+        "fronts": study_fronts.fronts(results, methods, stands),
         "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
-                                     lambda e, other: table(e.references[other], scored), methods),
+                                     lambda e, other: reference(e, other, grid, scored), stands),
         "costs": [cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
     }  # fmt: skip
 
@@ -166,6 +172,31 @@ def result(entry: Entry, scored: Mapping[str, Scored], method: str) -> dict[str,
         "tasks": tasks,
         "versus": {other: found for other, scores in theirs.items() if (found := versus(mine, scores))},
     }
+
+
+def reference(entry: Entry, other: str, grid: Grid, scored: Mapping[str, Scored]) -> Table | None:
+    """The scores of the variant `other` at the entry's place and its capacity downstream; None where it has none."""
+    if other in entry.references:
+        return table(entry.references[other], scored)
+    for e in grid.entries:
+        alike = (e.start, e.mode, e.fraction, e.family) == (entry.start, entry.mode, entry.fraction, entry.family)
+        if alike and e.variant == other and e.scorings[0].config.lora == entry.scorings[0].config.lora:
+            return table(e.scorings, scored)
+    return None
+
+
+def held_out(served: Encoders, workdir: pathlib.Path) -> dict[str, float]:
+    """Family -> held-out loss after pre-finetuning of the encoders that serve it, the mean over their seeds; empty
+    where one is not there yet, or was not trained."""
+    out = {}
+    for family, runs in served.items():
+        files = [workdir / one.folder / "summary.json" for one in runs]
+        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        found = [s["held_out"][family]["end"]["loss"] for s in summaries if family in s["held_out"]]
+        if len(found) < len(runs):
+            return {}
+        out[family] = statistics.fmean(found)
+    return out
 
 
 def tested(

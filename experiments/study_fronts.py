@@ -1,5 +1,7 @@
-"""Strategies by their fronts: which gains in both families the variants of one strategy reach together."""
+"""Strategies by their fronts: which gains in both families the variants of one strategy reach together, and which of
+them stands for the strategy, chosen without any downstream score."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,8 +9,25 @@ Point = tuple[float, float]
 """Gains over `none` at equal capacity: of the mean NER F1 and of the mean TC accuracy."""
 
 
-def fronts(results: Sequence[Mapping[str, Any]], strategies: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One entry per start, mode, fraction and strategy; `strategies` names that of each variant.
+def chosen(losses: Mapping[str, Mapping[str, float]], strategies: Mapping[str, str]) -> dict[str, str]:
+    """Strategy -> the one of its variants with the lowest product of the families' held-out losses of pre-finetuning.
+
+    The product, so that a family's loss counts by its ratio, whatever its scale. `losses` are variant -> family ->
+    loss; a variant without is chosen only where no variant of its strategy has any.
+    """
+    out: dict[str, str] = {}
+    for strategy in dict.fromkeys(strategies.values()):
+        mine = [v for v, of in strategies.items() if of == strategy]
+        known = {v: math.prod(losses[v].values()) for v in mine if losses.get(v)}
+        out[strategy] = min(known, key=lambda v: known[v]) if known else mine[0]
+    return out
+
+
+def fronts(
+    results: Sequence[Mapping[str, Any]], strategies: Mapping[str, str], stands: Mapping[str, Mapping[str, str]]
+) -> list[dict[str, Any]]:
+    """One entry per start, mode, fraction and strategy; `strategies` names that of each variant, `stands` start ->
+    strategy -> the chosen one.
 
     Only variants that are complete, in both families; empty for a study without `none`.
     """
@@ -26,7 +45,7 @@ def fronts(results: Sequence[Mapping[str, Any]], strategies: Mapping[str, str]) 
             out.append({
                 "start": start, "mode": mode, "fraction": fraction, "strategy": strategy,
                 "gains": {v: list(point) for v, point in mine.items()}, "front": front(mine),
-                "best": max(mine, key=lambda v: sum(mine[v])), "area": area([*mine.values()]),
+                "chosen": stands[start][strategy], "area": area([*mine.values()]),
             })  # fmt: skip
     return out
 

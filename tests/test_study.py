@@ -389,7 +389,8 @@ def judged(gain: float, spread: float) -> Iterator[dict]:
     none = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
     mine = {name: v + gain + spread * rng.normal(size=(1, 3)) for name, v in none.items()}
     entry = study_grid.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
-    yield from study_claims.judge([entry], {entry: mine}, lambda e, other: none, {"individual": "individual"})
+    stands = {"a": {"individual": "individual", "none": "none"}}
+    yield from study_claims.judge([entry], {entry: mine}, lambda e, other: none, stands)
 
 
 def test_claims_are_marked_by_the_statistics() -> None:
@@ -407,12 +408,26 @@ def test_claims_are_marked_by_the_statistics() -> None:
     assert study_claims.verdict((0.09, 0.12), 0.084, 0.2) == "undecided"  # the test over tasks does not agree
 
 
-def test_a_claim_is_judged_for_each_variant_of_its_strategy() -> None:
+def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> None:
     scores = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
-    variants = {"task_primary": "task_primary", "deep": "task_primary", "surgery": "task_primary+pcgrad"}
-    entries = [study_grid.Entry("a", "adapter", 0.5, v, "tc", (), {"naive": ()}) for v in variants]
-    lines = study_claims.judge(entries, dict.fromkeys(entries, scores), lambda e, other: scores, variants)
-    assert [line["claim"] for line in lines] == ["task_primary > naive", "deep > naive"]
+    strategies = {"task_primary": "task_primary", "deep": "task_primary", "surgery": "task_primary+pcgrad",
+                  "naive": "naive", "slow": "naive"}  # fmt: skip
+    entries = [study_grid.Entry("a", "adapter", 0.5, v, "tc", (), {}) for v in strategies]
+    losses = {"task_primary": {"ner": 0.3, "tc": 0.8}, "deep": {"ner": 0.4, "tc": 0.5}, "slow": {"ner": 3.0, "tc": 0.1}}
+    chosen = study_fronts.chosen(losses, strategies)
+    assert chosen == {"task_primary": "deep", "task_primary+pcgrad": "surgery", "naive": "slow"}
+    asked: list[tuple[str, str]] = []
+
+    def reference(entry: study_grid.Entry, other: str) -> dict[str, np.ndarray]:
+        asked.append((entry.variant, other))
+        return scores
+
+    lines = study_claims.judge(entries, dict.fromkeys(entries, scores), reference, {"a": chosen})
+    assert asked == [("deep", "slow")]
+    (line,) = lines
+    assert (line["claim"], line["first"], line["second"]) == ("task_primary > naive", "deep", "slow")
+    # Where the other was not scored at equal capacity, nothing is said.
+    assert not study_claims.judge(entries, dict.fromkeys(entries, scores), lambda e, other: None, {"a": chosen})
 
 
 def test_fronts() -> None:
