@@ -46,7 +46,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
     "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
     "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
-    "task_primary_all": {"strategy": "task_primary", "lora": {"last_layers": 6}},  # of MiniLM's six
+    # Of MiniLM's six, and of the four of the warm start's encoder.
+    "task_primary_all": {
+        "strategy": "task_primary",
+        "lora": {"last_layers": 6},
+        "warmstart": {"lora": {"last_layers": 4}},
+    },
 }
 
 

@@ -6,7 +6,8 @@ settings of its own is the strategy of that name, a mode the downstream.mode.
 
 A variant serves each family with some encoder: one for both, or for the variant `individual` one each, `individual_ner`
 and `individual_tc`. `averaged` is the mean of these two backbones. Settings of these two under `ner` or `tc`, as in
-`study.variant.individual.tc.optimizer.steps`, are of that family's encoder alone. Variants that come to the same
+`study.variant.individual.tc.optimizer.steps`, are of that family's encoder alone; settings under the name of a start
+encoder, as in `study.variant.NAME.minilm.lora.last_layers`, are of that start alone. Variants that come to the same
 settings share an encoder, and modes that come to the same share cells: stacked and adapter, for one without LoRA.
 
 A difference between two variants is taken at equal downstream capacity: in mode adapter, the encoders of `REFERENCES`
@@ -97,6 +98,8 @@ def expand(config: ConfigDict) -> Grid:
             raise UserError(f"study.{key} is {tuple(s[key])}; it must name something, each once")
     if unknown := [name for name in s.starts if name not in s.start]:
         raise UserError(f"study.starts has '{unknown[0]}', but there is no study.start.{unknown[0]}")
+    if taken := [name for name in s.start if name in config or name in TASKS]:
+        raise UserError(f"study.start.{taken[0]} has the name of a setting or family; give the start encoder another")
     families = tuple(f for f in TASKS if config.downstream[f])
     if not families:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
@@ -149,7 +152,7 @@ def variant_runs(
     base: ConfigDict, start: str, variant: str, seed: int, families: Iterable[str], runs: dict[str, Run]
 ) -> dict[str, Run]:
     """Family -> the run that serves it; new ones are added to `runs`, by what they are made of."""
-    config = overridden(base, "variant", variant)
+    config = overridden(base, "variant", variant, start)
     own = base.study.variant.get(variant, ConfigDict()).to_dict()
     strategy = config.strategy if variant in base.study.variant else variant
     config.seed = seed
@@ -159,7 +162,7 @@ def variant_runs(
     name = variant if own.keys() - {"strategy"} else "individual"
     if name != variant:  # without settings of its own: the parts are the study's individual encoders
         own = base.study.variant.get(name, ConfigDict()).to_dict()
-        config = overridden(base, "variant", name)
+        config = overridden(base, "variant", name, start)
         config.seed = seed
     alone = {}
     for family in TASKS if strategy == "averaged" else families:

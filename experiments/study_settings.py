@@ -14,10 +14,13 @@ from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
 
 
-def overridden(config: ConfigDict, axis: str, name: str) -> ConfigDict:
-    """A copy of `config` with the settings that `study.AXIS.NAME` holds, if any; those of one family are left out."""
+def overridden(config: ConfigDict, axis: str, name: str, start: str = "") -> ConfigDict:
+    """A copy of `config` with the settings that `study.AXIS.NAME` holds, if any, and those in it of the start encoder
+    `start`; those of other start encoders, and of one family, are left out."""
     own = config.study[axis].get(name, ConfigDict()).to_dict()
-    return updated(config, {k: v for k, v in own.items() if k not in TASKS}, f"study.{axis}.{name}")
+    apart = {*TASKS, *config.study.start}
+    c = updated(config, {k: v for k, v in own.items() if k not in apart}, f"study.{axis}.{name}")
+    return updated(c, own.get(start, {}), f"study.{axis}.{name}.{start}")
 
 
 def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:

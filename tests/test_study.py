@@ -96,6 +96,18 @@ def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
     assert len(set(folders)) == len(folders)
 
 
+def test_settings_of_a_variant_for_one_start_encoder(cache: Path) -> None:
+    c = config(cache, **{"study.variants": ("none", "deep"), "study.starts": ("a", "b")})
+    c.study.start = ConfigDict({"a": {}, "b": {"model": {"layers": 2}}})
+    own = {"strategy": "task_primary", "lora": {"rank": 2}, "b": {"lora": {"last_layers": 2}}}
+    c.study.variant.deep = ConfigDict(own)
+    lora = {r.folder: (r.config.lora.rank, r.config.lora.last_layers) for r in study_grid.expand(c).runs}
+    assert (lora["a/deep-seed0"], lora["b/deep-seed0"]) == ((2, 1), (2, 2))
+    c.study.start = ConfigDict({"a": {}, "b": {}, "lora": {}})
+    with pytest.raises(UserError, match="study.start.lora has the name of a setting"):
+        study_grid.expand(c)
+
+
 def test_encoders_without_lora_have_the_same_cells_stacked_and_adapted(cache: Path) -> None:
     grid = study_grid.expand(config(cache, **{"study.variants": ALL, "study.modes": ("adapter", "stacked")}))
     place = {(e.mode, e.variant, e.fraction, e.family): e for e in grid.entries}
