@@ -8,15 +8,20 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import downstream, family_data, study_claims, study_fronts, study_settings, study_tests, wiring
-from experiments.study_grid import Encoders, Entry, Grid, Scoring, adapter_of
-from jaxprefit import lora
+from experiments import (
+    downstream,
+    family_data,
+    study_claims,
+    study_encoders,
+    study_fronts,
+    study_settings,
+    study_tests,
+)
+from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit.downstream import significance
-from jaxprefit.encoder import EncoderConfig
 from jaxprefit.files import write_text
 
 STUDY_VERSION = 3
@@ -77,16 +82,9 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     methods = {v: study_settings.method(config, v) for v in s.variants}
     results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
     adjust(results)
-    losses = {(start, v): held_out(served, workdir) for (start, v), served in grid.encoders.items()}
-    starts = dict.fromkeys(start for start, _ in losses)
-    stands = {start: study_fronts.chosen({v: losses[start, v] for v in s.variants}, methods) for start in starts}
-    shapes = {}
-    for (start, _), served in grid.encoders.items():
-        if start not in shapes:
-            first = wiring.start_encoder(
-                next(iter(served.values()))[0].config, family_data.cache_folder(config, workdir)
-            )
-            shapes[start] = first.config, sum(leaf.size for leaf in jax.tree.leaves(first.params))
+    losses = {(start, v): study_encoders.held_out(served, workdir) for (start, v), served in grid.encoders.items()}
+    shapes = study_encoders.shapes(grid, family_data.cache_folder(config, workdir))
+    stands = {start: study_fronts.chosen({v: losses[start, v] for v in s.variants}, methods) for start in shapes}
     return {
         "schema": "jaxprefit.study",
         "version": STUDY_VERSION,
@@ -105,7 +103,7 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "fronts": study_fronts.fronts(results, methods, stands),
         "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
                                      lambda e, other: reference(e, other, grid, scored), stands),
-        "costs": [cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
+        "costs": [study_encoders.cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
     }  # fmt: skip
 
 
@@ -185,20 +183,6 @@ def reference(entry: Entry, other: str, grid: Grid, scored: Mapping[str, Scored]
     return None
 
 
-def held_out(served: Encoders, workdir: pathlib.Path) -> dict[str, float]:
-    """Family -> held-out loss after pre-finetuning of the encoders that serve it, the mean over their seeds; empty
-    where one is not there yet, or was not trained."""
-    out = {}
-    for family, runs in served.items():
-        files = [workdir / one.folder / "summary.json" for one in runs]
-        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-        found = [s["held_out"][family]["end"]["loss"] for s in summaries if family in s["held_out"]]
-        if len(found) < len(runs):
-            return {}
-        out[family] = statistics.fmean(found)
-    return out
-
-
 def tested(
     entry: Entry, other: str, task: str, mine: Table, theirs: Table, scored: Mapping[str, Scored]
 ) -> dict[str, Any]:
@@ -243,38 +227,6 @@ def adjust(results: list[dict[str, Any]]) -> None:
         adjusted = significance.holm({variant: found["p_value"] for variant, found in group.items()})
         for variant, found in group.items():
             found["p_holm"] = adjusted[variant]
-
-
-def cost(
-    grid: Grid, start: str, variant: str, shape: tuple[EncoderConfig, int], workdir: pathlib.Path
-) -> dict[str, Any]:
-    """What a variant takes to train and to keep on a device: first pre-finetuning seed, float32.
-
-    `shape` is that of the start encoder, and its number of parameters.
-    """
-    served = {one.folder: one for runs in grid.encoders[start, variant].values() for one in runs[:1]}
-    trained = {r.folder: r for one in served.values() for r in (one.parts or (one,))}
-    tokens: dict[str, int] | None = {}
-    for one in trained.values():
-        file = workdir / one.folder / "summary.json"
-        if not file.exists() or tokens is None:
-            tokens = None
-            continue
-        for family, data in json.loads(file.read_text(encoding="utf-8"))["data"].items():
-            tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
-    encoder, parameters = shape
-    adapter = lora.size(wiring.lora_spec(next(iter(served.values())).config), encoder)
-    kept = {adapter_of(r, family) for family, runs in grid.encoders[start, variant].items() for r in runs[:1]} - {None}
-    return {
-        "start": start,
-        "variant": variant,
-        "backbones": len(served),
-        "backbone_parameters": parameters * len(served),
-        "adapter_parameters": adapter,
-        "adapter_bytes": 4 * adapter,
-        "family_adapter_parameters": adapter * len(kept),
-        "train_tokens": tokens,
-    }
 
 
 def _recipe(grid: Grid, mode: str) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""What the encoders of a study took and came to, before any task is scored: size, tokens, held-out losses."""
+
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import jax
+
+from experiments import wiring
+from experiments.study_grid import Encoders, Grid, adapter_of
+from jaxprefit import lora
+from jaxprefit.encoder import EncoderConfig
+
+Shape = tuple[EncoderConfig, int]
+"""Of a start encoder, and its number of parameters."""
+
+
+def shapes(grid: Grid, cache: pathlib.Path) -> dict[str, Shape]:
+    """By start."""
+    out: dict[str, Shape] = {}
+    for (start, _), served in grid.encoders.items():
+        if start not in out:
+            first = wiring.start_encoder(next(iter(served.values()))[0].config, cache)
+            out[start] = first.config, sum(leaf.size for leaf in jax.tree.leaves(first.params))
+    return out
+
+
+def held_out(served: Encoders, workdir: pathlib.Path) -> dict[str, float]:
+    """Family -> held-out loss after pre-finetuning of the encoders that serve it, the mean over their seeds; empty
+    where one is not there yet, or was not trained."""
+    out = {}
+    for family, runs in served.items():
+        files = [workdir / one.folder / "summary.json" for one in runs]
+        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+        found = [s["held_out"][family]["end"]["loss"] for s in summaries if family in s["held_out"]]
+        if len(found) < len(runs):
+            return {}
+        out[family] = statistics.fmean(found)
+    return out
+
+
+def cost(grid: Grid, start: str, variant: str, shape: Shape, workdir: pathlib.Path) -> dict[str, Any]:
+    """What a variant takes to train and to keep on a device: first pre-finetuning seed, float32.
+
+    `shape` is that of the start encoder, and its number of parameters.
+    """
+    served = {one.folder: one for runs in grid.encoders[start, variant].values() for one in runs[:1]}
+    trained = {r.folder: r for one in served.values() for r in (one.parts or (one,))}
+    tokens: dict[str, int] | None = {}
+    for one in trained.values():
+        file = workdir / one.folder / "summary.json"
+        if not file.exists() or tokens is None:
+            tokens = None
+            continue
+        for family, data in json.loads(file.read_text(encoding="utf-8"))["data"].items():
+            tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
+    encoder, parameters = shape
+    adapter = lora.size(wiring.lora_spec(next(iter(served.values())).config), encoder)
+    kept = {adapter_of(r, family) for family, runs in grid.encoders[start, variant].items() for r in runs[:1]} - {None}
+    return {
+        "start": start,
+        "variant": variant,
+        "backbones": len(served),
+        "backbone_parameters": parameters * len(served),
+        "adapter_parameters": adapter,
+        "adapter_bytes": 4 * adapter,
+        "family_adapter_parameters": adapter * len(kept),
+        "train_tokens": tokens,
+    }
