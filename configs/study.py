@@ -52,6 +52,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "lora": {"last_layers": 6},
         "warmstart": {"lora": {"last_layers": 4}},
     },
+    "task_primary_all_lr2": {
+        "strategy": "task_primary",
+        "lora": {"last_layers": 6},
+        "optimizer": {"backbone_lr": "*2"},
+        "warmstart": {"lora": {"last_layers": 4}},
+    },
 }
 
 
