@@ -32,6 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # encoders have twice the steps: the tokens of both families together.
     "individual_double": {"strategy": "individual", "optimizer": {"steps": "*2", "warmup_steps": "*2"}},
     "individual_lr2": {"strategy": "individual", "optimizer": {"backbone_lr": "*2"}},
+    # The two encoders of individual are tuned apart: this one's TC encoder is that of individual.
+    "individual_ner_lr2": {"strategy": "individual", "ner": {"optimizer": {"backbone_lr": "*2"}}},
     "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
     "naive_cagrad": {"strategy": "naive", "aggregator": "cagrad"},
     "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},
