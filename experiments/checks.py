@@ -165,6 +165,8 @@ def check_study(config: ConfigDict) -> None:
         raise UserError(f"study.seeds is {tuple(s.seeds)}; it must hold whole numbers from 0, as (0,1)")
     if not all(0 < fraction <= 1 for fraction in s.fractions):
         raise UserError(f"study.fractions is {tuple(s.fractions)}; each must be above 0 and at most 1")
+    if not 0 < s.choice.fraction <= 1:
+        raise UserError(f"study.choice.fraction is {s.choice.fraction}; it must be above 0 and at most 1")
     for key in ("starts", "variants", "modes"):
         names = s[key]
         if bad := [n for n in names if not (isinstance(n, str) and n and not set(n) - _NAME)]:

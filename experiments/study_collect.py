@@ -84,7 +84,9 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     adjust(results)
     losses = {(start, v): study_encoders.held_out(served, workdir) for (start, v), served in grid.encoders.items()}
     shapes = study_encoders.shapes(grid, family_data.cache_folder(config, workdir))
-    stands = {start: study_fronts.chosen({v: losses[start, v] for v in s.variants}, methods) for start in shapes}
+    means = {place: development(choice, scored) for place, choice in grid.choices.items()}
+    stands = {start: study_fronts.chosen({v: means.get((start, v), {}) for v in s.variants}, methods)
+              for start in shapes}  # fmt: skip
     return {
         "schema": "jaxprefit.study",
         "version": STUDY_VERSION,
@@ -99,7 +101,11 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
         "failed": failed,
         "results": results,
         "held_out": [{"start": start, "variant": v, "losses": found} for (start, v), found in losses.items()],
-        "chosen": stands,
+        "choice": {
+            **s.choice.to_dict(),
+            "development": [{"start": start, "variant": v, "means": found} for (start, v), found in means.items()],
+            "chosen": stands,
+        },
         "fronts": study_fronts.fronts(results, methods, stands),
         "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
                                      lambda e, other: reference(e, other, grid, scored), stands),
@@ -181,6 +187,13 @@ def reference(entry: Entry, other: str, grid: Grid, scored: Mapping[str, Scored]
         if alike and e.variant == other and e.scorings[0].config.lora == entry.scorings[0].config.lora:
             return table(e.scorings, scored)
     return None
+
+
+def development(choice: Mapping[str, tuple[Scoring, ...]], scored: Mapping[str, Scored]) -> dict[str, float]:
+    """Family -> mean score of a variant on development rows; empty where a cell is missing."""
+    tables = {family: table(scorings, scored) for family, scorings in choice.items()}
+    whole = all(len(found) == len(choice[family][0].tasks) for family, found in tables.items())
+    return {family: float(np.mean([*found.values()])) for family, found in tables.items()} if whole else {}
 
 
 def tested(

@@ -1,7 +1,6 @@
 """Strategies by their fronts: which gains in both families the variants of one strategy reach together, and which of
-them stands for the strategy, chosen without any downstream score."""
+them stands for the strategy, chosen without a test row."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,17 +8,16 @@ Point = tuple[float, float]
 """Gains over `none` at equal capacity: of the mean NER F1 and of the mean TC accuracy."""
 
 
-def chosen(losses: Mapping[str, Mapping[str, float]], strategies: Mapping[str, str]) -> dict[str, str]:
-    """Strategy -> the one of its variants with the lowest product of the families' held-out losses of pre-finetuning.
+def chosen(means: Mapping[str, Mapping[str, float]], strategies: Mapping[str, str]) -> dict[str, str]:
+    """Strategy -> the one of its variants with the highest sum of the families' mean scores on development rows.
 
-    The product, so that a family's loss counts by its ratio, whatever its scale. `losses` are variant -> family ->
-    loss; a variant without is chosen only where no variant of its strategy has any.
+    `means` are variant -> family -> score; a variant without is chosen only where none of its strategy has any.
     """
     out: dict[str, str] = {}
     for strategy in dict.fromkeys(strategies.values()):
         mine = [v for v, of in strategies.items() if of == strategy]
-        known = {v: math.prod(losses[v].values()) for v in mine if losses.get(v)}
-        out[strategy] = min(known, key=lambda v: known[v]) if known else mine[0]
+        known = {v: sum(means[v].values()) for v in mine if means.get(v)}
+        out[strategy] = max(known, key=lambda v: known[v]) if known else mine[0]
     return out
 
 

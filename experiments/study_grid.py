@@ -10,6 +10,9 @@ and `individual_tc`. `averaged` is the mean of these two backbones. Settings of 
 encoder, as in `study.variant.NAME.minilm.lora.last_layers`, are of that start alone. Variants that come to the same
 settings share an encoder, and modes that come to the same share cells: stacked and adapter, for one without LoRA.
 
+Where a strategy has several variants, these are scored on development rows too, as `study.choice` says, to choose
+the one that stands for it.
+
 A difference between two variants is taken at equal downstream capacity: in mode adapter, the encoders of `REFERENCES`
 are scored with the LoRA shape of every variant that is compared with them.
 """
@@ -22,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from configs.datasets import DATASETS
-from experiments.study_settings import overridden, start_name, updated, without_study
+from experiments.study_settings import method, overridden, start_name, updated, without_study
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
@@ -88,6 +91,7 @@ class Grid:
     scorings: tuple[Scoring, ...]
     entries: tuple[Entry, ...]
     encoders: Mapping[tuple[str, str], Encoders]  # by start and variant
+    choices: Mapping[tuple[str, str], Mapping[str, tuple[Scoring, ...]]]  # likewise, by family: on development rows
 
 
 def expand(config: ConfigDict) -> Grid:
@@ -107,6 +111,7 @@ def expand(config: ConfigDict) -> Grid:
     scorings: dict[str, Scoring] = {}
     encoders: dict[tuple[str, str], Encoders] = {}
     entries: list[Entry] = []
+    choices: dict[tuple[str, str], dict[str, tuple[Scoring, ...]]] = {}
     for start in s.starts or (start_name(config.model.path),):
         base = overridden(config, "start", start)
         served: dict[str, Encoders] = {}
@@ -114,15 +119,43 @@ def expand(config: ConfigDict) -> Grid:
             made = [variant_runs(base, start, variant, seed, families, runs) for seed in seeds(base, variant)]
             served[variant] = encoders[start, variant] = {f: tuple(m[f] for m in made) for f in families}
         for mode in s.modes:
-            recipe = without_study(overridden(base, "mode", mode))
-            if mode not in s.mode:
-                recipe.downstream.mode = mode
-            whole = recipe.downstream.shots > 0  # a number of rows, not a share
+            whole = _recipe(base, mode).downstream.shots > 0  # a number of rows, not a share
             for fraction in (1.0,) if whole else s.fractions:
-                recipe.downstream.fraction = fraction
+                recipe = _recipe(base, mode, fraction)
                 for family in (f for f in families if f == "tc" or recipe.downstream.mode != MTEB):
                     entries += _entries(start, mode, recipe, family, served, scorings)
-    return Grid(tuple(runs.values()), tuple(scorings.values()), tuple(entries), encoders)
+        for variant in rivals(config):
+            choices[start, variant] = _development(base, served[variant], scorings)
+    return Grid(tuple(runs.values()), tuple(scorings.values()), tuple(entries), encoders, choices)
+
+
+def _development(base: ConfigDict, encoders: Encoders, scorings: dict[str, Scoring]) -> dict[str, tuple[Scoring, ...]]:
+    """By family, the scorings on development rows by which a variant is chosen; new ones are added."""
+    choice = base.study.choice
+    recipe = _recipe(base, choice.mode, choice.fraction)
+    recipe.downstream.split = "dev"
+    return {
+        family: tuple(
+            scoring(run, recipe, f"{choice.mode}-{choice.fraction:g}-{family}", family, run.config.lora, scorings)
+            for run in runs
+        )
+        for family, runs in encoders.items()
+    }
+
+
+def _recipe(base: ConfigDict, mode: str, fraction: float = 1.0) -> ConfigDict:
+    """The settings of the cells of a mode and share of the labels."""
+    recipe = without_study(overridden(base, "mode", mode))
+    if mode not in base.study.mode:
+        recipe.downstream.mode = mode
+    recipe.downstream.fraction = fraction
+    return recipe
+
+
+def rivals(config: ConfigDict) -> tuple[str, ...]:
+    """The variants of the study that are not the only one of their strategy."""
+    methods = [method(config, v) for v in config.study.variants]
+    return tuple(v for v, m in zip(config.study.variants, methods) if methods.count(m) > 1)
 
 
 def _entries(

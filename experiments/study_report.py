@@ -105,9 +105,9 @@ def claims(content: Content) -> list[str]:
         return ["The study has none of the variants that the claims are about.", ""]
     header = ["claim", "in the paper", "here", "variants", "score", "difference", "p", "verdict"]
     text = (
-        "For a strategy with several settings stands the one with the lowest product of the families' held-out losses "
-        "after pre-finetuning (marked † above), chosen without a downstream score. A claim holds, or does not, where "
-        "the interval lies on one side of its margin and Wilcoxon's test over tasks against that margin agrees (p, "
+        "For a strategy with several settings stands the one with the highest sum of mean scores on development rows "
+        "(marked † above; see Fronts). A claim holds, or does not, where the interval lies on one side of its margin "
+        "and Wilcoxon's test over tasks against that margin agrees (p, "
         "adjusted by Holm over the claims of a start, mode and fraction; 0.05); else it is undecided. arXiv "
         "2510.07566; its exact settings are not public."
     )
@@ -135,14 +135,24 @@ def fronts(content: Content) -> list[str]:
                      reached, area])  # fmt: skip
     header = ["place", "strategy", "variants", "front", "chosen", "its NER, TC", "area, points squared"]
     lines = markdown("Gains over none in NER and TC, at equal capacity", header, rows)
-    known = [h for h in content["held_out"] if h["losses"]]
-    families = [*dict.fromkeys(f for h in known for f in h["losses"])]
-    rows = [
-        [h["start"], _marked(content, h["start"], h["variant"]), *(f"{h['losses'][f]:.4f}" for f in families)]
-        for h in known
-    ]
-    title = "Held-out losses after pre-finetuning"
-    return lines + (markdown(title, ["start", "variant", *(f.upper() for f in families)], rows) if rows else [])
+    return lines + choice(content)
+
+
+def choice(content: Content) -> list[str]:
+    """What is known of the variants without a test row: held-out losses, and scores on development rows."""
+    means = {(d["start"], d["variant"]): d["means"] for d in content["choice"]["development"]}
+    families = [*dict.fromkeys(f for h in content["held_out"] for f in h["losses"])]
+    rows = []
+    for h in content["held_out"]:
+        found = means.get((h["start"], h["variant"]), {})
+        losses = [f"{h['losses'][f]:.4f}" if f in h["losses"] else "-" for f in families]
+        scores = [f"{100 * found[f]:.1f}" if f in found else "-" for f in families] if means else []
+        rows.append([h["start"], _marked(content, h["start"], h["variant"]), *losses, *scores])
+    c = content["choice"]
+    header = ["start", "variant", *(f"{f.upper()} held-out loss" for f in families)]
+    header += [f"{SCORE[f]}, development rows" for f in families] if means else []
+    at = f", and scores on development rows, {c['mode']}, {100 * c['fraction']:g} % of the labels" if means else ""
+    return markdown(f"Held-out losses of pre-finetuning{at}", header, rows) if families else []
 
 
 def over_none(content: Content) -> bool:
@@ -225,7 +235,7 @@ def failures(content: Content) -> list[str]:
 def _marked(content: Content, start: str, variant: str) -> str:
     """The variant's name, with † where it was chosen for its strategy among several."""
     several = [v for v in content["variants"] if content["methods"][v] == content["methods"][variant]]
-    chosen = content["chosen"][start][content["methods"][variant]] == variant
+    chosen = content["choice"]["chosen"][start][content["methods"][variant]] == variant
     return f"{variant} †" if chosen and len(several) > 1 else variant
 
 

@@ -96,6 +96,22 @@ def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
     assert len(set(folders)) == len(folders)
 
 
+def test_several_settings_of_a_strategy_are_scored_on_development_rows(cache: Path) -> None:
+    variants = ("none", "individual", "individual_ner_lr2", "naive", "naive_pcgrad", "task_primary")
+    grid = study_grid.expand(config(cache, **{"study.variants": variants, "study.fractions": (1.0,)}))
+    assert set(grid.choices) == {("random", "individual"), ("random", "individual_ner_lr2")}
+    plain, tuned = (grid.choices["random", v] for v in ("individual", "individual_ner_lr2"))
+    assert plain["tc"] == tuned["tc"] and plain["ner"] != tuned["ner"]  # the same encoder of texts
+    (one,) = tuned["ner"]
+    assert one.folder == "random/individual_ner_lr2_ner-seed0/downstream/probe-0.1-ner-dev"
+    assert (one.config.downstream.split, one.config.downstream.mode, one.config.downstream.fraction) == (
+        "dev",
+        "probe",
+        0.1,
+    )
+    assert {s.config.downstream.split for e in grid.entries for s in e.scorings} == {"test"}
+
+
 def test_settings_of_a_variant_for_one_start_encoder(cache: Path) -> None:
     c = config(cache, **{"study.variants": ("none", "deep"), "study.starts": ("a", "b")})
     c.study.start = ConfigDict({"a": {}, "b": {"model": {"layers": 2}}})
@@ -425,8 +441,8 @@ def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> No
     strategies = {"task_primary": "task_primary", "deep": "task_primary", "surgery": "task_primary+pcgrad",
                   "naive": "naive", "slow": "naive"}  # fmt: skip
     entries = [study_grid.Entry("a", "adapter", 0.5, v, "tc", (), {}) for v in strategies]
-    losses = {"task_primary": {"ner": 0.3, "tc": 0.8}, "deep": {"ner": 0.4, "tc": 0.5}, "slow": {"ner": 3.0, "tc": 0.1}}
-    chosen = study_fronts.chosen(losses, strategies)
+    means = {"task_primary": {"ner": 0.3, "tc": 0.8}, "deep": {"ner": 0.4, "tc": 0.8}, "slow": {"ner": 0.1, "tc": 0.1}}
+    chosen = study_fronts.chosen(means, strategies)
     assert chosen == {"task_primary": "deep", "task_primary+pcgrad": "surgery", "naive": "slow"}
     asked: list[tuple[str, str]] = []
 
