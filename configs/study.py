@@ -32,6 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # encoders have twice the steps: the tokens of both families together.
     "individual_double": {"strategy": "individual", "optimizer": {"steps": "*2", "warmup_steps": "*2"}},
     "individual_lr2": {"strategy": "individual", "optimizer": {"backbone_lr": "*2"}},
+    "individual_lr05": {"strategy": "individual", "optimizer": {"backbone_lr": "*0.5"}},
+    "naive_lr05": {"strategy": "naive", "optimizer": {"backbone_lr": "*0.5"}},
     # The two encoders of individual are tuned apart: this one's TC encoder is that of individual.
     "individual_ner_lr2": {"strategy": "individual", "ner": {"optimizer": {"backbone_lr": "*2"}}},
     "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
@@ -52,6 +54,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_all": {
         "strategy": "task_primary",
         "lora": {"last_layers": 6},
+        "warmstart": {"lora": {"last_layers": 4}},
+    },
+    "task_primary_all_lr05": {
+        "strategy": "task_primary",
+        "lora": {"last_layers": 6},
+        "optimizer": {"backbone_lr": "*0.5", "lora_lr": "*0.5"},
         "warmstart": {"lora": {"last_layers": 4}},
     },
     "task_primary_all_lr2": {
