@@ -35,6 +35,7 @@ def report(content: Content) -> list[str]:
     if counts["done"] < counts["all"]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
+    lines += overview(content)
     lines += ["## Main table", "", *main_tables(content)]
     if over_none(content):
         lines += ["![over none](study_differences.png)", ""]
@@ -69,6 +70,21 @@ def place(content: Content, part: Mapping[str, Any]) -> str:
     shots = content["modes"][part["mode"]]["shots"]
     labels = f"{shots} shots" if shots else f"{100 * part['fraction']:g} % of the labels"
     return f"{part['start']}, {part['mode']}, {labels}"
+
+
+def overview(content: Content) -> list[str]:
+    """The differences that the claims are about, one line a place in the grid; only for several."""
+    columns = [*dict.fromkeys((c["claim"], c["family"]) for c in content["claims"])]
+    rows: dict[str, dict[tuple[str, str], str]] = {}
+    for c in content["claims"]:
+        mark = {"holds": " ✓", "does not hold": " ✗"}.get(c["verdict"], "")
+        rows.setdefault(place(content, c), {})[c["claim"], c["family"]] = _points([c["difference"]])[0] + mark
+    if len(rows) < 2:
+        return []
+    header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
+    lines = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
+    about = "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided (see The paper's claims)."
+    return ["## In short", "", about, "", *markdown("Claims", header, lines)]
 
 
 def main_tables(content: Content) -> list[str]:
