@@ -83,7 +83,7 @@ def overview(content: Content) -> list[str]:
         return []
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
     lines = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
-    about = "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided (see The paper's claims)."
+    about = "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided."
     return ["## In short", "", about, "", *markdown("Claims", header, lines)]
 
 
