@@ -94,7 +94,7 @@ def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             ax.text(x, y, told, ha="center", va="center", size=7, color=colour)
         ax.imshow(grid, cmap="PuOr", vmin=-10, vmax=10, aspect="auto")
         ax.set_title(f"{title}: {SCORE[family]}", size=9)
-        ax.set_xticks(range(len(columns)), columns, size=6)
+        ax.set_xticks(range(len(columns)), columns, size=6, rotation=90 if most > 8 else 0)  # long names, side by side
         ax.set_yticks(range(len(lines)), lines, size=7)
         ax.grid(visible=False)
     return figure
