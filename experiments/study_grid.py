@@ -133,6 +133,8 @@ def _development(base: ConfigDict, encoders: Encoders, scorings: dict[str, Scori
     """By family, the scorings on development rows by which a variant is chosen; new ones are added."""
     choice = base.study.choice
     recipe = _recipe(base, choice.mode, choice.fraction)
+    if recipe.downstream.mode == MTEB:
+        raise UserError(f"study.choice.mode is '{choice.mode}', which classifies texts alone; choose another, as probe")
     recipe.downstream.split = "dev"
     return {
         family: tuple(

@@ -20,7 +20,8 @@ def overridden(config: ConfigDict, axis: str, name: str, start: str = "") -> Con
     own = config.study[axis].get(name, ConfigDict()).to_dict()
     apart = {*TASKS, *config.study.start}
     c = updated(config, {k: v for k, v in own.items() if k not in apart}, f"study.{axis}.{name}")
-    return updated(c, own.get(start, {}), f"study.{axis}.{name}.{start}")
+    mine = own.get(start, {}) if start in config.study.start else {}
+    return updated(c, mine, f"study.{axis}.{name}.{start}")
 
 
 def updated(config: ConfigDict, changes: Mapping[str, Any], where: str) -> ConfigDict:

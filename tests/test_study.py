@@ -110,6 +110,8 @@ def test_several_settings_of_a_strategy_are_scored_on_development_rows(cache: Pa
         0.1,
     )
     assert {s.config.downstream.split for e in grid.entries for s in e.scorings} == {"test"}
+    with pytest.raises(UserError, match="study.choice.mode is 'mteb'"):
+        study_grid.expand(config(cache, **{"study.variants": variants, "study.choice.mode": "mteb"}))
 
 
 def test_settings_of_a_variant_for_one_start_encoder(cache: Path) -> None:
