@@ -34,8 +34,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "individual_lr2": {"strategy": "individual", "optimizer": {"backbone_lr": "*2"}},
     "individual_lr05": {"strategy": "individual", "optimizer": {"backbone_lr": "*0.5"}},
     "naive_lr05": {"strategy": "naive", "optimizer": {"backbone_lr": "*0.5"}},
-    # The two encoders of individual are tuned apart: this one's TC encoder is that of individual.
-    "individual_ner_lr2": {"strategy": "individual", "ner": {"optimizer": {"backbone_lr": "*2"}}},
     "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
     "naive_cagrad": {"strategy": "naive", "aggregator": "cagrad"},
     "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},

@@ -39,7 +39,7 @@ CLAIMS = (
 
 
 Table = Mapping[str, np.ndarray]
-"""Task -> scores [P, S]."""
+"""Task -> main scores [P, S] by seed of pre-finetuning and of fine-tuning, of the tasks that are complete."""
 
 
 def judge(

@@ -20,14 +20,12 @@ from experiments import (
     study_settings,
     study_tests,
 )
+from experiments.study_claims import Table
 from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit.downstream import significance
 from jaxprefit.files import write_text
 
 STUDY_VERSION = 3
-
-Table = dict[str, np.ndarray]
-"""Task -> main scores [P, S] by seed of pre-finetuning and of fine-tuning, of the tasks that are complete."""
 
 
 @dataclasses.dataclass

@@ -42,6 +42,8 @@ def report(content: Content) -> list[str]:
     lines += ["## The paper's claims", "", *claims(content), *settings(content)]
     if content["fronts"]:
         lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
+    if known := choice(content):
+        lines += ["## Without a test row", "", *known]
     if has_curves(content):
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
     lines += ["## Costs", "", *costs(content)]
@@ -75,11 +77,11 @@ def place(content: Content, part: Mapping[str, Any]) -> str:
 def overview(content: Content) -> list[str]:
     """The differences that the claims are about, one line a place in the grid; only for several."""
     columns = [*dict.fromkeys((c["claim"], c["family"]) for c in content["claims"])]
-    rows: dict[str, dict[tuple[str, str], str]] = {}
+    rows: dict[str, dict[tuple[str, str], str]] = {place(content, r): {} for r in content["results"]}
     for c in content["claims"]:
         mark = {"holds": " ✓", "does not hold": " ✗"}.get(c["verdict"], "")
-        rows.setdefault(place(content, c), {})[c["claim"], c["family"]] = _points([c["difference"]])[0] + mark
-    if len(rows) < 2:
+        rows[place(content, c)][c["claim"], c["family"]] = _points([c["difference"]])[0] + mark
+    if len(rows) < 2 or not columns:
         return []
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
     lines = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
@@ -122,8 +124,8 @@ def claims(content: Content) -> list[str]:
     header = ["claim", "in the paper", "here", "variants", "score", "difference", "p", "verdict"]
     text = (
         "For a strategy with several settings stands the one with the highest sum of mean scores on development rows "
-        "(marked † above; see Fronts). A claim holds, or does not, where the interval lies on one side of its margin "
-        "and Wilcoxon's test over tasks against that margin agrees (p, "
+        "(marked † above). A pair that was not scored at equal capacity is left out. A claim holds, or does not, where "
+        "the interval lies on one side of its margin and Wilcoxon's test over tasks against that margin agrees (p, "
         "adjusted by Holm over the claims of a start, mode and fraction; 0.05); else it is undecided. arXiv "
         "2510.07566; its exact settings are not public."
     )
@@ -141,7 +143,7 @@ def settings(content: Content) -> list[str]:
 
 
 def fronts(content: Content) -> list[str]:
-    """Each strategy's variants that no other of it beats in both families, and the held-out losses it is chosen by."""
+    """Each strategy's variants that no other of it beats in both families, and the chosen one."""
     rows = []
     for f in content["fronts"]:
         area = f"{1e4 * f['area']:.2f}"
@@ -150,14 +152,14 @@ def fronts(content: Content) -> list[str]:
         rows.append([place(content, f), f["strategy"], str(len(f["gains"])), ", ".join(f["front"]), f["chosen"],
                      reached, area])  # fmt: skip
     header = ["place", "strategy", "variants", "front", "chosen", "its NER, TC", "area, points squared"]
-    lines = markdown("Gains over none in NER and TC, at equal capacity", header, rows)
-    return lines + choice(content)
+    return markdown("Gains over none in NER and TC, at equal capacity", header, rows)
 
 
 def choice(content: Content) -> list[str]:
     """What is known of the variants without a test row: held-out losses, and scores on development rows."""
     means = {(d["start"], d["variant"]): d["means"] for d in content["choice"]["development"]}
-    families = [*dict.fromkeys(f for h in content["held_out"] for f in h["losses"])]
+    known = [*content["held_out"], *({"losses": m} for m in means.values())]
+    families = [f for f in SCORE if any(f in h["losses"] for h in known)]
     rows = []
     for h in content["held_out"]:
         found = means.get((h["start"], h["variant"]), {})

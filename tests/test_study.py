@@ -97,21 +97,21 @@ def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
 
 
 def test_several_settings_of_a_strategy_are_scored_on_development_rows(cache: Path) -> None:
-    variants = ("none", "individual", "individual_ner_lr2", "naive", "naive_pcgrad", "task_primary")
-    grid = study_grid.expand(config(cache, **{"study.variants": variants, "study.fractions": (1.0,)}))
-    assert set(grid.choices) == {("random", "individual"), ("random", "individual_ner_lr2")}
-    plain, tuned = (grid.choices["random", v] for v in ("individual", "individual_ner_lr2"))
+    variants = ("none", "individual", "faster_ner", "naive", "naive_pcgrad", "task_primary")
+    c = config(cache, **{"study.variants": variants, "study.fractions": (1.0,)})
+    c.study.variant.faster_ner = {"strategy": "individual", "ner": {"optimizer": {"backbone_lr": "*2"}}}
+    grid = study_grid.expand(c)
+    assert set(grid.choices) == {("random", "individual"), ("random", "faster_ner")}
+    plain, tuned = (grid.choices["random", v] for v in ("individual", "faster_ner"))
     assert plain["tc"] == tuned["tc"] and plain["ner"] != tuned["ner"]  # the same encoder of texts
     (one,) = tuned["ner"]
-    assert one.folder == "random/individual_ner_lr2_ner-seed0/downstream/probe-0.1-ner-dev"
-    assert (one.config.downstream.split, one.config.downstream.mode, one.config.downstream.fraction) == (
-        "dev",
-        "probe",
-        0.1,
-    )
+    assert one.folder == "random/faster_ner_ner-seed0/downstream/probe-0.1-ner-dev"
+    d = one.config.downstream
+    assert (d.split, d.mode, d.fraction) == ("dev", "probe", 0.1)
     assert {s.config.downstream.split for e in grid.entries for s in e.scorings} == {"test"}
     with pytest.raises(UserError, match="study.choice.mode is 'mteb'"):
-        study_grid.expand(config(cache, **{"study.variants": variants, "study.choice.mode": "mteb"}))
+        c.study.choice.mode = "mteb"
+        study_grid.expand(c)
 
 
 def test_settings_of_a_variant_for_one_start_encoder(cache: Path) -> None:
@@ -300,6 +300,7 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     text = (whole / "study.md").read_text()
     for heading in ("Main table", "The paper's claims", "Fronts", "Label fractions", "Costs", "Tasks"):
         assert f"## {heading}" in text
+    assert "## Without a test row" not in text  # no held-out rows here, and one setting a strategy
     assert str(whole) not in text + (whole / "study.json").read_text()
     plots = {"study_differences.png", "study_front.png", "study_fractions.png", "study_costs.png", "study_tasks.png"}
     assert {file.name for file in whole.glob("*.png")} == plots
