@@ -158,9 +158,9 @@ def _panels(number: int, height: float = 3.7, width: float = 4.6) -> tuple[matpl
 
 
 def _colours(names: Any) -> dict[str, tuple[Any, str]]:
-    """Name -> (colour, marker), both different for up to ten."""
+    """Name -> (colour, marker): both different for up to ten, never both alike for up to a hundred."""
     palette = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    return {n: (palette[i % 10], MARKERS[i % 10]) for i, n in enumerate(dict.fromkeys(names))}
+    return {n: (palette[i % 10], MARKERS[(i + i // 10) % 10]) for i, n in enumerate(dict.fromkeys(names))}
 
 
 def _legend(figure: matplotlib.figure.Figure, colours: Mapping[str, tuple[Any, str]]) -> None:

@@ -18,7 +18,17 @@ from test_experiments import assert_valid
 
 import jaxprefit
 from configs import study as study_config
-from experiments import downstream, prefinetune, study, study_claims, study_fronts, study_grid, study_settings, wiring
+from experiments import (
+    downstream,
+    prefinetune,
+    study,
+    study_claims,
+    study_figures,
+    study_fronts,
+    study_grid,
+    study_settings,
+    wiring,
+)
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
@@ -459,6 +469,11 @@ def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> No
     assert (line["claim"], line["first"], line["second"]) == ("task_primary > naive", "deep", "slow")
     # Where the other was not scored at equal capacity, nothing is said.
     assert not study_claims.judge(entries, dict.fromkeys(entries, scores), lambda e, other: None, {"a": chosen})
+
+
+def test_variants_in_a_plot_can_be_told_apart() -> None:
+    found = study_figures._colours(str(i) for i in range(40))
+    assert len(set(found.values())) == 40
 
 
 def test_fronts() -> None:
