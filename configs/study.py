@@ -27,6 +27,13 @@ STARTS: dict[str, dict[str, Any]] = {
     },
 }
 
+
+def all_layers(**own: Any) -> dict[str, Any]:
+    """Task-primary LoRA on each of MiniLM's six layers, or of the four of the warm start's encoder."""
+    lora = {"lora": {"last_layers": 6}, "warmstart": {"lora": {"last_layers": 4}}}
+    return {"strategy": "task_primary", **lora, **own}
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     # A pre-finetuning step holds a batch of each family, so that equal steps are equal tokens per family; these
     # encoders have twice the steps: the tokens of both families together.
@@ -39,8 +46,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},
     "naive_tc2": {"strategy": "naive", "data": {"tc": {"loss_weight": 2.0}}},
     "naive_lr2": {"strategy": "naive", "optimizer": {"backbone_lr": "*2"}},
-    "task_primary_ner2": {"strategy": "task_primary", "data": {"ner": {"loss_weight": 2.0}}},
-    "task_primary_tc2": {"strategy": "task_primary", "data": {"tc": {"loss_weight": 2.0}}},
     "task_primary_lr2": {"strategy": "task_primary", "optimizer": {"backbone_lr": "*2"}},
     "task_primary_lora2": {"strategy": "task_primary", "optimizer": {"lora_lr": "*2"}},
     "task_primary_rank4": {"strategy": "task_primary", "lora": {"rank": 4, "alpha": 8.0}},
@@ -48,24 +53,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
     "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
     "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
-    # Of MiniLM's six, and of the four of the warm start's encoder.
-    "task_primary_all": {
-        "strategy": "task_primary",
-        "lora": {"last_layers": 6},
-        "warmstart": {"lora": {"last_layers": 4}},
-    },
-    "task_primary_all_lr05": {
-        "strategy": "task_primary",
-        "lora": {"last_layers": 6},
-        "optimizer": {"backbone_lr": "*0.5", "lora_lr": "*0.5"},
-        "warmstart": {"lora": {"last_layers": 4}},
-    },
-    "task_primary_all_lr2": {
-        "strategy": "task_primary",
-        "lora": {"last_layers": 6},
-        "optimizer": {"backbone_lr": "*2"},
-        "warmstart": {"lora": {"last_layers": 4}},
-    },
+    "task_primary_all": all_layers(),
+    "task_primary_all_lr05": all_layers(optimizer={"backbone_lr": "*0.5", "lora_lr": "*0.5"}),
+    "task_primary_all_lr2": all_layers(optimizer={"backbone_lr": "*2"}),
+    "task_primary_all_ner2": all_layers(data={"ner": {"loss_weight": 2.0}}),
+    "task_primary_all_tc2": all_layers(data={"tc": {"loss_weight": 2.0}}),
 }
 
 

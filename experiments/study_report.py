@@ -1,5 +1,6 @@
 """study.md: the tables of a study, from the content of study.json."""
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,18 +76,37 @@ def place(content: Content, part: Mapping[str, Any]) -> str:
 
 
 def overview(content: Content) -> list[str]:
-    """The differences that the claims are about, one line a place in the grid; only for several."""
+    """The differences that the claims are about, one line a place in the grid, and their means over the places of a
+    start and over all; only for several places."""
     columns = [*dict.fromkeys((c["claim"], c["family"]) for c in content["claims"])]
-    rows: dict[str, dict[tuple[str, str], str]] = {place(content, r): {} for r in content["results"]}
-    for c in content["claims"]:
-        mark = {"holds": " ✓", "does not hold": " ✗"}.get(c["verdict"], "")
-        rows[place(content, c)][c["claim"], c["family"]] = _points([c["difference"]])[0] + mark
-    if len(rows) < 2 or not columns:
+    starts = {place(content, r): r["start"] for r in content["results"]}
+    found = {(place(content, c), c["claim"], c["family"]): c for c in content["claims"]}
+    if len(starts) < 2 or not columns:
         return []
+
+    def line(title: str, of: Sequence[str]) -> list[str]:
+        cells = [[found[at, *column] for at in of if (at, *column) in found] for column in columns]
+        return [title, *(_mean(claims) for claims in cells)]
+
+    lines = [line(title, [title]) for title in starts]
+    groups = {start: [title for title, its in starts.items() if its == start] for start in starts.values()}
+    if len(groups) > 1:
+        groups["all"] = [*starts]
+    lines += [line(f"{name}, mean of {len(of)} places", of) for name, of in groups.items() if len(of) > 1]
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
-    lines = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
-    about = "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided."
+    about = (
+        "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided. A mean over "
+        "places, of those with a value, is not tested: they share tasks and encoders."
+    )
     return ["## In short", "", about, "", *markdown("Claims", header, lines)]
+
+
+def _mean(claims: Sequence[Mapping[str, Any]]) -> str:
+    """The mean difference; of one claim with its verdict."""
+    if not claims:
+        return "-"
+    mark = {"holds": " ✓", "does not hold": " ✗"}.get(claims[0]["verdict"], "") if len(claims) == 1 else ""
+    return _points([statistics.fmean(c["difference"] for c in claims)])[0] + mark
 
 
 def main_tables(content: Content) -> list[str]:

@@ -1,0 +1,39 @@
+"""The study's pages in experiments/results: below its head, which is written by hand, each is what the program writes
+from the JSON beside it, and the head has no figure of its own."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from experiments import study_report
+
+RESULTS = pathlib.Path(__file__).parents[1] / "experiments" / "results"
+PAGES = sorted(file.stem for file in RESULTS.glob("study*.json"))
+
+
+def parts(lines: str) -> tuple[str, str]:
+    """(head, tables) of a page."""
+    head, start, tables = lines.partition("Scores in percent on test rows")
+    return head, start + tables
+
+
+def test_there_are_pages():
+    assert "study" in PAGES
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_s_tables_are_written_from_its_json(name):
+    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    _, tables = parts("\n".join(study_report.report(content)).replace("(study_", f"({name}_"))
+    assert parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[1].rstrip() == tables.rstrip()
+    for picture in re.findall(r"\((\w+\.png)\)", tables):
+        assert (RESULTS / picture).exists()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_figure_of_a_page_s_head_stands_in_its_tables(name):
+    head, tables = parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))
+    known = {figure.lstrip("+-") for figure in re.findall(r"[+-]?\d+\.\d+", tables)}
+    assert {figure for figure in re.findall(r"(?<![\w.])\d+\.\d+(?!\.?\d)", head)} <= known
