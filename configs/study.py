@@ -28,10 +28,10 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def all_layers(**own: Any) -> dict[str, Any]:
-    """Task-primary LoRA on each of MiniLM's six layers, or of the four of the warm start's encoder."""
+def all_layers(strategy: str = "task_primary", **own: Any) -> dict[str, Any]:
+    """LoRA on each of MiniLM's six layers, or of the four of the warm start's encoder."""
     lora = {"lora": {"last_layers": 6}, "warmstart": {"lora": {"last_layers": 4}}}
-    return {"strategy": "task_primary", **lora, **own}
+    return {"strategy": strategy, **lora, **own}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -53,6 +53,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
     "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
     "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
+    "shared_lora_all": all_layers("shared_lora"),
+    "frozen_lora_all": all_layers("frozen_lora"),
     "task_primary_all": all_layers(),
     "task_primary_all_lr05": all_layers(optimizer={"backbone_lr": "*0.5", "lora_lr": "*0.5"}),
     "task_primary_all_lr2": all_layers(optimizer={"backbone_lr": "*2"}),

@@ -42,15 +42,25 @@ Table = Mapping[str, np.ndarray]
 """Task -> main scores [P, S] by seed of pre-finetuning and of fine-tuning, of the tasks that are complete."""
 
 
-def judge(
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """The differences that a claim is about at one place, that of `entry`: a start, mode and fraction."""
+
+    claim: Claim
+    entry: Entry
+    second: str  # the variant that the entry's is compared with
+    differences: Mapping[str, np.ndarray]  # task -> first minus second, [P, S] as in Table
+
+
+def measure(
     entries: Sequence[Entry],
     tables: Mapping[Entry, Table],
     reference: Callable[[Entry, str], Table | None],
     stands: Mapping[str, Mapping[str, str]],
-) -> list[dict[str, Any]]:
-    """One line per claim, start, mode, fraction and family that the study has scores for; `stands` are start ->
-    strategy -> the variant chosen for it, `reference` the scores of another variant at an entry's capacity."""
-    lines: list[dict[str, Any]] = []
+) -> list[Measured]:
+    """Of each claim, start, mode, fraction and family that the study has scores for; `stands` are start -> strategy ->
+    the variant chosen for it, `reference` the scores of another variant at an entry's capacity."""
+    out = []
     for claim in CLAIMS:
         for e in entries:
             at = claim.fraction is None or e.fraction == claim.fraction
@@ -62,25 +72,69 @@ def judge(
             mine, other = tables[e], reference(e, second)
             if other is None:  # not scored at this capacity
                 continue
-            differences = np.asarray([mine[name] - other[name] for name in mine if name in other])
-            if not differences.size:
-                continue
-            found = significance.crossed_bootstrap(differences)
-            p = significance.wilcoxon(differences.mean((1, 2)), np.full(len(differences), claim.margin))
-            place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
-            lines.append({
-                "claim": claim.text, "paper": claim.paper, "first": e.variant, "second": second, **place,
-                "margin": claim.margin, "tasks": len(differences),
-                "difference": found.difference, "interval": [found.low, found.high], "p_value": p,
-            })  # fmt: skip
-    tables_of = [(x["start"], x["mode"], x["fraction"]) for x in lines]
-    for table in set(tables_of):
-        group = {str(i): lines[i] for i, of in enumerate(tables_of) if of == table}
-        adjusted = significance.holm({i: x["p_value"] for i, x in group.items()})
-        for i, line in group.items():
-            line["p_holm"] = adjusted[i]
-            line["verdict"] = verdict(line["interval"], line["margin"], line["p_holm"])
+            if differences := {name: mine[name] - other[name] for name in mine if name in other}:
+                out.append(Measured(claim, e, second, differences))
+    return out
+
+
+def judge(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One line each; Holm over those of a start, mode and fraction."""
+    lines = []
+    for m in measured:
+        e = m.entry
+        place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
+        lines.append({"claim": m.claim.text, "paper": m.claim.paper, "first": e.variant, "second": m.second, **place,
+                      **_tested(m.claim, m.differences)})  # fmt: skip
+    _decide(lines, ("start", "mode", "fraction"))
     return lines
+
+
+def average(measured: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One line per claim, start and family, and (start None) per claim and family over all starts: each task's
+    differences are averaged over the places, two or more, then tested over tasks; Holm over the lines of a start."""
+    groups: dict[tuple[Claim, str | None, str], list[Measured]] = {}
+    for start in (*dict.fromkeys(m.entry.start for m in measured), None):
+        for m in measured:
+            if start in (m.entry.start, None):
+                groups.setdefault((m.claim, start, m.entry.family), []).append(m)
+    lines = []
+    for (claim, start, family), found in groups.items():
+        shared = [task for task in found[0].differences if all(task in m.differences for m in found)]
+        if len(found) < 2 or not shared or (start is None and len({m.entry.start for m in found}) < 2):
+            continue
+        differences = {task: _mean([m.differences[task] for m in found]) for task in shared}
+        lines.append({"claim": claim.text, "start": start, "family": family, "places": len(found),
+                      **_tested(claim, differences)})  # fmt: skip
+    _decide(lines, ("start",))
+    return lines
+
+
+def _mean(differences: Sequence[np.ndarray]) -> np.ndarray:
+    """Of [P, S] over places; where these have other numbers of seeds, of the means over seeds: [1, 1]."""
+    alike = len({d.shape for d in differences}) == 1
+    return np.mean([d if alike else d.mean(keepdims=True) for d in differences], 0)
+
+
+def _tested(claim: Claim, differences: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The mean difference, against the claim's margin."""
+    values = np.asarray([*differences.values()])
+    found = significance.crossed_bootstrap(values)
+    p = significance.wilcoxon(values.mean((1, 2)), np.full(len(values), claim.margin))
+    return {"margin": claim.margin, "tasks": len(values), "difference": found.difference,
+            "interval": [found.low, found.high], "p_value": p}  # fmt: skip
+
+
+def _decide(lines: Sequence[dict[str, Any]], table: Sequence[str]) -> None:
+    """Adds `p_holm`, over the lines that agree in the keys of `table`, and `verdict`."""
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        name = f"{line['claim']}, {line['family']}"
+        groups.setdefault(tuple(line[key] for key in table), {})[name] = line
+    for group in groups.values():
+        adjusted = significance.holm({name: line["p_value"] for name, line in group.items()})
+        for name, line in group.items():
+            line["p_holm"] = adjusted[name]
+            line["verdict"] = verdict(line["interval"], line["margin"], line["p_holm"])
 
 
 def verdict(interval: Sequence[float], margin: float, p_value: float) -> str:

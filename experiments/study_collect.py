@@ -85,6 +85,8 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     means = {place: development(choice, scored) for place, choice in grid.choices.items()}
     stands = {start: study_fronts.chosen({v: means.get((start, v), {}) for v in s.variants}, methods)
               for start in shapes}  # fmt: skip
+    measured = study_claims.measure(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
+                                    lambda e, other: reference(e, other, grid, scored), stands)  # fmt: skip
     return {
         "schema": "jaxprefit.study",
         "version": STUDY_VERSION,
@@ -105,8 +107,8 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
             "chosen": stands,
         },
         "fronts": study_fronts.fronts(results, methods, stands),
-        "claims": study_claims.judge(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
-                                     lambda e, other: reference(e, other, grid, scored), stands),
+        "claims": study_claims.judge(measured),
+        "averages": study_claims.average(measured),
         "costs": [study_encoders.cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
     }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """study.md: the tables of a study, from the content of study.json."""
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -79,34 +78,21 @@ def overview(content: Content) -> list[str]:
     """The differences that the claims are about, one line a place in the grid, and their means over the places of a
     start and over all; only for several places."""
     columns = [*dict.fromkeys((c["claim"], c["family"]) for c in content["claims"])]
-    starts = {place(content, r): r["start"] for r in content["results"]}
-    found = {(place(content, c), c["claim"], c["family"]): c for c in content["claims"]}
-    if len(starts) < 2 or not columns:
+    rows: dict[str, dict[tuple[str, str], str]] = {place(content, r): {} for r in content["results"]}
+    if len(rows) < 2 or not columns:
         return []
-
-    def line(title: str, of: Sequence[str]) -> list[str]:
-        cells = [[found[at, *column] for at in of if (at, *column) in found] for column in columns]
-        return [title, *(_mean(claims) for claims in cells)]
-
-    lines = [line(title, [title]) for title in starts]
-    groups = {start: [title for title, its in starts.items() if its == start] for start in starts.values()}
-    if len(groups) > 1:
-        groups["all"] = [*starts]
-    lines += [line(f"{name}, mean of {len(of)} places", of) for name, of in groups.items() if len(of) > 1]
+    lines = [(place(content, c), c) for c in content["claims"]]
+    lines += [(f"{a['start'] or 'all'}, mean over places", a) for a in content["averages"]]
+    for title, found in lines:
+        mark = {"holds": " ✓", "does not hold": " ✗"}.get(found["verdict"], "")
+        rows.setdefault(title, {})[found["claim"], found["family"]] = _points([found["difference"]])[0] + mark
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
     about = (
-        "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided. A mean over "
-        "places, of those with a value, is not tested: they share tasks and encoders."
+        "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided. Means over "
+        "places are tested as a place is: task by task, each task's difference averaged before, Holm over the line."
     )
-    return ["## In short", "", about, "", *markdown("Claims", header, lines)]
-
-
-def _mean(claims: Sequence[Mapping[str, Any]]) -> str:
-    """The mean difference; of one claim with its verdict."""
-    if not claims:
-        return "-"
-    mark = {"holds": " ✓", "does not hold": " ✗"}.get(claims[0]["verdict"], "") if len(claims) == 1 else ""
-    return _points([statistics.fmean(c["difference"] for c in claims)])[0] + mark
+    cells = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
+    return ["## In short", "", about, "", *markdown("Claims", header, cells)]
 
 
 def main_tables(content: Content) -> list[str]:

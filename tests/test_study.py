@@ -1,6 +1,7 @@
 """The study: its grid and shards, continuing after a stop, failures, the claims, and equal capacity downstream."""
 
 import copy
+import dataclasses
 import json
 import re
 import shutil
@@ -431,7 +432,7 @@ def judged(gain: float, spread: float) -> Iterator[dict]:
     mine = {name: v + gain + spread * rng.normal(size=(1, 3)) for name, v in none.items()}
     entry = study_grid.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
     stands = {"a": {"individual": "individual", "none": "none"}}
-    yield from study_claims.judge([entry], {entry: mine}, lambda e, other: none, stands)
+    yield from study_claims.judge(study_claims.measure([entry], {entry: mine}, lambda e, other: none, stands))
 
 
 def test_claims_are_marked_by_the_statistics() -> None:
@@ -463,12 +464,44 @@ def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> No
         asked.append((entry.variant, other))
         return scores
 
-    lines = study_claims.judge(entries, dict.fromkeys(entries, scores), reference, {"a": chosen})
+    lines = study_claims.judge(study_claims.measure(entries, dict.fromkeys(entries, scores), reference, {"a": chosen}))
     assert asked == [("deep", "slow")]
     (line,) = lines
     assert (line["claim"], line["first"], line["second"]) == ("task_primary > naive", "deep", "slow")
     # Where the other was not scored at equal capacity, nothing is said.
-    assert not study_claims.judge(entries, dict.fromkeys(entries, scores), lambda e, other: None, {"a": chosen})
+    assert not study_claims.measure(entries, dict.fromkeys(entries, scores), lambda e, other: None, {"a": chosen})
+
+
+def test_claims_are_judged_over_places_too() -> None:
+    """Each task's difference is averaged over the places that have it, of one start and of all."""
+    rng = np.random.default_rng(0)
+    strategies = ("individual", "none")
+    tables, entries = {}, []
+    gains = {("a", 0.1): 0.03, ("a", 1.0): 0.01, ("b", 0.1): -0.05}
+    for (start, fraction), gain in gains.items():
+        for variant in strategies:
+            e = study_grid.Entry(start, "adapter", fraction, variant, "ner", (), {})
+            tables[e] = {f"t{i}": np.full((1, 3), 0.5) + (variant == "individual") * gain for i in range(9)}
+            entries.append(e)
+    ragged = next(e for e in entries if (e.start, e.fraction, e.variant) == ("a", 1.0, "individual"))
+    tables[ragged] = {name: v + rng.normal(size=(1, 3)) * 1e-3 for name, v in [*tables[ragged].items()][:8]}
+
+    def reference(entry: study_grid.Entry, other: str) -> dict[str, np.ndarray]:
+        alike = (entry.start, entry.fraction, other)
+        return next(tables[e] for e in entries if (e.start, e.fraction, e.variant) == alike)
+
+    stands = {start: {s: s for s in strategies} for start in "ab"}
+    measured = study_claims.measure(entries, tables, reference, stands)
+    of_a, of_all = study_claims.average(measured)  # b has one place alone
+    assert [(x["start"], x["places"], x["tasks"]) for x in (of_a, of_all)] == [("a", 2, 8), (None, 3, 8)]
+    assert of_a["difference"] == pytest.approx((0.03 + 0.01) / 2, abs=1e-3) and of_a["verdict"] == "holds"
+    assert of_all["difference"] == pytest.approx((0.03 + 0.01 - 0.05) / 3, abs=1e-3)
+    assert of_all["verdict"] == "does not hold"
+    # A place with other seeds, such as MTEB's ten draws, enters by its mean.
+    measured[0] = dataclasses.replace(measured[0], differences={f"t{i}": np.full((1, 10), 0.06) for i in range(9)})
+    of_a, _ = study_claims.average(measured)
+    assert of_a["difference"] == pytest.approx((0.06 + 0.01) / 2, abs=1e-3)
+    assert not study_claims.average(measured[:1])
 
 
 def test_variants_in_a_plot_can_be_told_apart() -> None:
