@@ -76,6 +76,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
     with GridProgress(cells, len(untrained)) as progress:
         for one, scorings in mine.items():
             if complete(one, scorings, workdir):
+                study_collect.forget(workdir / one.folder)
                 progress.skip(sum(s.cells for s in scorings))
                 continue
             with study_collect.recorded(workdir / one.folder, FAILURES) as outcome:
@@ -95,7 +96,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
 
 def complete(one: Run, scorings: Sequence[Scoring], workdir: pathlib.Path) -> bool:
     """Whether the run has ended and each of its cells is there, so that neither its weights nor the data are needed."""
-    if not all(prefinetune.finished(part.config, workdir / part.folder) for part in one.parts or (one,)):
+    if not study_collect.ended(one, workdir):
         return False
     for scoring in scorings:
         found = study_collect.read(scoring, workdir)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments import (
     downstream,
     family_data,
+    prefinetune,
     study_claims,
     study_encoders,
     study_fronts,
@@ -21,7 +22,7 @@ from experiments import (
     study_tests,
 )
 from experiments.study_claims import Table
-from experiments.study_grid import Entry, Grid, Scoring
+from experiments.study_grid import Entry, Grid, Run, Scoring
 from jaxprefit.downstream import significance
 from jaxprefit.files import write_text
 
@@ -38,14 +39,19 @@ class Outcome:
 @contextlib.contextmanager
 def recorded(folder: pathlib.Path, failures: tuple[type[Exception], ...]) -> Iterator[Outcome]:
     """Keeps the reason in the folder's failed.txt where its work fails, until it succeeds."""
-    outcome, file = Outcome(), folder / "failed.txt"
+    outcome = Outcome()
     try:
         yield outcome
-        file.unlink(missing_ok=True)
+        forget(folder)
     except failures as error:
         outcome.failed = (str(error).strip().splitlines() or [type(error).__name__])[0]
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(file, outcome.failed + "\n")
+        write_text(folder / "failed.txt", outcome.failed + "\n")
+
+
+def forget(folder: pathlib.Path) -> None:
+    """That its work failed."""
+    (folder / "failed.txt").unlink(missing_ok=True)
 
 
 def failure(folder: pathlib.Path) -> str:
@@ -72,10 +78,10 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
                for r in grid.runs if failure(workdir / r.folder)]  # fmt: skip
     everything = sum(s.cells for s in grid.scorings)
     done = sum(len(seeds) for s in scored.values() for seeds in s.scores.values())
-    lost = sum(
-        s.cells if failure(workdir / s.run.folder) or failure(workdir / s.folder) else len(scored[s.folder].failed)
-        for s in grid.scorings
-    )
+    lost = 0
+    for s in grid.scorings:
+        there, broken = scored[s.folder], failure(workdir / s.run.folder) or failure(workdir / s.folder)
+        lost += s.cells - sum(map(len, there.scores.values())) if broken else len(there.failed)
     s = config.study
     methods = {v: study_settings.method(config, v) for v in s.variants}
     results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
@@ -113,12 +119,19 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     }  # fmt: skip
 
 
+def ended(run: Run, workdir: pathlib.Path) -> bool:
+    """Whether the pre-finetuning of its encoder, or of each of its parts, has come to its end with this config."""
+    return all(prefinetune.finished(part.config, workdir / part.folder) for part in run.parts or (run,))
+
+
 def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
-    """The scores that stand in the scoring's folder, if they are of its recipe and its run has not failed since."""
+    """The scores that stand in the scoring's folder, if they are of its recipe, and its run has not failed since or has
+    ended all the same (its weights cannot be loaded any more, say)."""
     file = workdir / scoring.folder / "scores.json"
     reason = failure(workdir / scoring.folder)
     broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
-    if reason or failure(workdir / scoring.run.folder) or not file.exists():
+    lost = failure(workdir / scoring.run.folder) and not ended(scoring.run, workdir)
+    if reason or lost or not file.exists():
         return Scored({}, {}, {}, broken)
     content = json.loads(file.read_text(encoding="utf-8"))
     if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):

@@ -360,6 +360,19 @@ def test_weights_are_not_needed_where_every_cell_is_there(whole: Path, runnable:
         assert (tmp_path / "cells" / name).read_text() == (whole / name).read_text()
 
 
+def test_cells_that_are_there_count_where_the_weights_are_gone(
+    whole: Path, runnable: ConfigDict, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "cells", ignore=shutil.ignore_patterns("checkpoints", "study*"))
+    shutil.rmtree(tmp_path / "cells" / "random" / "individual_ner-seed0" / "downstream" / "probe-1-ner")
+    with pytest.raises(UserError, match="2 cells failed"):  # these need the weights
+        study.run(runnable, tmp_path / "cells")
+    content = assert_valid(tmp_path / "cells" / "study.json", "study")
+    assert content["cells"] == {"all": 24, "done": 22, "failed": 2, "missing": 0}
+    (failure,) = content["failed"]
+    assert failure["folder"] == "random/individual_ner-seed0" and "checkpoint" in failure["reason"]
+
+
 def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
     for folder in ("none-seed0", "averaged-seed0"):
         shutil.copytree(whole / "random" / folder, tmp_path / "random" / folder)
