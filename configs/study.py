@@ -28,10 +28,10 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def all_layers(strategy: str = "task_primary", **own: Any) -> dict[str, Any]:
+def all_layers(strategy: str = "task_primary", lora: dict[str, Any] | None = None, **own: Any) -> dict[str, Any]:
     """LoRA on each of MiniLM's six layers, or of the four of the warm start's encoder."""
-    lora = {"lora": {"last_layers": 6}, "warmstart": {"lora": {"last_layers": 4}}}
-    return {"strategy": strategy, **lora, **own}
+    on_all = {"lora": {"last_layers": 6, **(lora or {})}, "warmstart": {"lora": {"last_layers": 4}}}
+    return {"strategy": strategy, **on_all, **own}
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,14 +48,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "naive_lr2": {"strategy": "naive", "optimizer": {"backbone_lr": "*2"}},
     "task_primary_lr2": {"strategy": "task_primary", "optimizer": {"backbone_lr": "*2"}},
     "task_primary_lora2": {"strategy": "task_primary", "optimizer": {"lora_lr": "*2"}},
-    "task_primary_rank4": {"strategy": "task_primary", "lora": {"rank": 4, "alpha": 8.0}},
-    "task_primary_rank64": {"strategy": "task_primary", "lora": {"rank": 64, "alpha": 128.0}},
     "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
     "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
     "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
     "shared_lora_all": all_layers("shared_lora"),
     "frozen_lora_all": all_layers("frozen_lora"),
     "task_primary_all": all_layers(),
+    "task_primary_all_rank4": all_layers(lora={"rank": 4, "alpha": 8.0}),
+    "task_primary_all_rank64": all_layers(lora={"rank": 64, "alpha": 128.0}),
     "task_primary_all_lr05": all_layers(optimizer={"backbone_lr": "*0.5", "lora_lr": "*0.5"}),
     "task_primary_all_lr2": all_layers(optimizer={"backbone_lr": "*2"}),
     "task_primary_all_ner2": all_layers(data={"ner": {"loss_weight": 2.0}}),

@@ -1,7 +1,7 @@
 """The plots of a study, from the content of study.json: differences to none, gains in NER against TC, scores against
-label fractions and against what training took, and differences task by task."""
+label fractions, what training took and what a device keeps, and differences task by task."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib
@@ -19,7 +19,8 @@ def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
     drawn = {}
     if over_none(content):
         drawn["study_differences"] = differences(content)
-        drawn["study_costs"] = costs(content)
+        drawn["study_costs"] = costs(content, "tokens trained on, millions", _tokens)
+        drawn["study_sizes"] = costs(content, "backbones and families' LoRA in float32, MB", _size)
     if content["fronts"]:
         drawn["study_front"] = front(content)
     if has_curves(content):
@@ -52,14 +53,16 @@ def differences(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def costs(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """Mean scores over none against the tokens that were trained on, one panel a start, mode, fraction and family."""
-    tokens = {(c["start"], c["variant"]): c["train_tokens"] for c in content["costs"]}
+def costs(
+    content: Mapping[str, Any], label: str, cost: Callable[[Mapping[str, Any]], float | None]
+) -> matplotlib.figure.Figure:
+    """Mean scores over none against one kind of cost, one panel a start, mode, fraction and family."""
+    taken = {(c["start"], c["variant"]): cost(c) for c in content["costs"]}
     panels: dict[tuple[str, str], dict[str, tuple[float, float]]] = {}
     for r in content["results"]:
-        if "none" in r["versus"] and (taken := tokens[r["start"], r["variant"]]) is not None:
+        if "none" in r["versus"] and (at := taken[r["start"], r["variant"]]) is not None:
             points = panels.setdefault((place(content, r), r["family"]), {})
-            points[r["variant"]] = sum(taken.values()) / 1e6, 100 * r["versus"]["none"]["difference"]
+            points[r["variant"]] = at, 100 * r["versus"]["none"]["difference"]
     figure, axes = _panels(len(panels))
     colours = _colours(v for v in content["variants"] if v != "none")
     for ((title, family), points), ax in zip(panels.items(), axes):
@@ -67,11 +70,21 @@ def costs(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             colour, marker = colours[variant]
             ax.plot(*point, marker, color=colour, ms=7)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
-        ax.set(title=title, xlabel="tokens trained on, millions", ylabel=f"{SCORE[family]} over none, points")
+        ax.set(title=title, xlabel=label, ylabel=f"{SCORE[family]} over none, points")
         ax.set_xlim(left=0)
         ax.locator_params(axis="x", nbins=5)
     _legend(figure, colours)
     return figure
+
+
+def _tokens(cost: Mapping[str, Any]) -> float | None:
+    """Of all encoders that a variant trained."""
+    return None if cost["train_tokens"] is None else sum(cost["train_tokens"].values()) / 1e6
+
+
+def _size(cost: Mapping[str, Any]) -> float:
+    """Of what a device keeps to serve every family."""
+    return 4 * (cost["backbone_parameters"] + cost["family_adapter_parameters"]) / 1e6
 
 
 def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:

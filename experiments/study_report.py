@@ -48,7 +48,7 @@ def report(content: Content) -> list[str]:
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
     lines += ["## Costs", "", *costs(content)]
     if over_none(content):
-        lines += ["![scores against tokens](study_costs.png)", ""]
+        lines += ["![scores against tokens](study_costs.png)", "", "![scores against size](study_sizes.png)", ""]
     lines += ["## Tasks", "", *tasks(content)]
     if by_task(content):
         lines += ["![task by task](study_tasks.png)", ""]

@@ -313,7 +313,8 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
         assert f"## {heading}" in text
     assert "## Without a test row" not in text  # no held-out rows here, and one setting a strategy
     assert str(whole) not in text + (whole / "study.json").read_text()
-    plots = {"study_differences.png", "study_front.png", "study_fractions.png", "study_costs.png", "study_tasks.png"}
+    kinds = ("differences", "front", "fractions", "costs", "sizes", "tasks")
+    plots = {f"study_{kind}.png" for kind in kinds}
     assert {file.name for file in whole.glob("*.png")} == plots
     assert all(text.count(f"({name})") == 1 for name in plots), "each plot stands on the page"
 
