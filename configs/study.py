@@ -44,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
     "naive_cagrad": {"strategy": "naive", "aggregator": "cagrad"},
     "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},
+    "naive_ner4": {"strategy": "naive", "data": {"ner": {"loss_weight": 4.0}}},
     "naive_tc2": {"strategy": "naive", "data": {"tc": {"loss_weight": 2.0}}},
     "naive_lr2": {"strategy": "naive", "optimizer": {"backbone_lr": "*2"}},
     "task_primary_lr2": {"strategy": "task_primary", "optimizer": {"backbone_lr": "*2"}},
