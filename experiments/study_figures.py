@@ -133,6 +133,7 @@ def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
         ax.set(title=title, xlabel="TC accuracy over none, points", ylabel="NER F1 over none, points")
         ax.margins(0.12)
+        ax.locator_params(axis="x", nbins=6)
     _legend(figure, colours)
     return figure
 
