@@ -130,7 +130,8 @@ def claims(content: Content) -> list[str]:
     header = ["claim", "in the paper", "here", "variants", "score", "difference", "p", "verdict"]
     text = (
         "For a strategy with several settings stands the one with the highest sum of mean scores on development rows "
-        "(marked † above). A pair that was not scored at equal capacity is left out. A claim holds, or does not, where "
+        "(marked † above), of those with such scores; where none has, the first. A pair that was not scored at equal "
+        "capacity is left out. A claim holds, or does not, where "
         "the interval lies on one side of its margin and Wilcoxon's test over tasks against that margin agrees (p, "
         "adjusted by Holm over the claims of a start, mode and fraction; 0.05); else it is undecided. arXiv "
         "2510.07566; its exact settings are not public."

@@ -106,7 +106,8 @@ def load(path: str | os.PathLike) -> Model:
     if folder is None:
         if pathlib.Path(path).is_dir() and not (pathlib.Path(path) / "config.json").is_file():
             raise UserError(f"{path} is neither a run (it has no checkpoints/) nor an encoder (it has no config.json)")
-        if (pathlib.Path(path) / "summary.json").is_file():
+        weights = pathlib.Path(path) / "model.safetensors"
+        if weights.with_name("summary.json").is_file() and not weights.is_file():
             raise UserError(f"{path} is a run without its checkpoints/; copy that folder back, or train again")
         start = load_pretrained(path)
         return Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})

@@ -371,7 +371,9 @@ def test_cells_that_are_there_count_where_the_weights_are_gone(
     content = assert_valid(tmp_path / "cells" / "study.json", "study")
     assert content["cells"] == {"all": 24, "done": 22, "failed": 2, "missing": 0}
     (failure,) = content["failed"]
-    assert failure["folder"] == "random/individual_ner-seed0" and "checkpoint" in failure["reason"]
+    assert (
+        failure["folder"] == "random/individual_ner-seed0" and "is a run without its checkpoints/" in failure["reason"]
+    )
 
 
 def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """The study's pages in experiments/results: below its head, which is written by hand, each is what the program writes
-from the JSON beside it, and the head has no figure of its own."""
+from the JSON beside it, and each decimal figure of the head stands somewhere in its tables."""
 
 import json
 import pathlib
@@ -19,12 +19,12 @@ def parts(lines: str) -> tuple[str, str]:
     return head, start + tables
 
 
-def test_there_are_pages():
+def test_there_are_pages() -> None:
     assert "study" in PAGES
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_s_tables_are_written_from_its_json(name):
+def test_a_page_s_tables_are_written_from_its_json(name: str) -> None:
     content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     _, tables = parts("\n".join(study_report.report(content)).replace("(study_", f"({name}_"))
     assert parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[1].rstrip() == tables.rstrip()
@@ -33,7 +33,8 @@ def test_a_page_s_tables_are_written_from_its_json(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_figure_of_a_page_s_head_stands_in_its_tables(name):
+def test_a_figure_of_a_page_s_head_stands_in_its_tables(name: str) -> None:
+    # Whether it is said of the right thing, and with the right sign, is for the reader of a change.
     head, tables = parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))
     known = {figure.lstrip("+-") for figure in re.findall(r"[+-]?\d+\.\d+", tables)}
     assert {figure for figure in re.findall(r"(?<![\w.])\d+\.\d+(?!\.?\d)", head)} <= known
