@@ -59,8 +59,25 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_all_rank64": all_layers(lora={"rank": 64, "alpha": 128.0}),
     "task_primary_all_lr05": all_layers(optimizer={"backbone_lr": "*0.5", "lora_lr": "*0.5"}),
     "task_primary_all_lr2": all_layers(optimizer={"backbone_lr": "*2"}),
+    # The families' mixing ratio: three rows of one family for one of the other, as many in all.
+    "task_primary_all_ner3to1": all_layers(data={"ner": {"rows": 24}, "tc": {"rows": 8}}),
+    "task_primary_all_tc3to1": all_layers(data={"ner": {"rows": 8}, "tc": {"rows": 24}}),
     "task_primary_all_ner2": all_layers(data={"ner": {"loss_weight": 2.0}}),
     "task_primary_all_tc2": all_layers(data={"tc": {"loss_weight": 2.0}}),
+}
+
+# Variants that differ in one setting, in the order of its values; a study shows those of them that it has.
+SWEEPS: dict[str, tuple[str, ...]] = {
+    "lora_depth": ("task_primary_last1", "task_primary", "task_primary_last4", "task_primary_all"),
+    "lora_position": ("task_primary_first2", "task_primary"),
+    "lora_rank": ("task_primary_all_rank4", "task_primary_all", "task_primary_all_rank64"),
+    "family_weights": ("task_primary_all_tc2", "task_primary_all", "task_primary_all_ner2"),
+    "family_mixing": ("task_primary_all_tc3to1", "task_primary_all", "task_primary_all_ner3to1"),
+    "rate": ("task_primary_all_lr05", "task_primary_all", "task_primary_all_lr2"),
+    "naive_weights": ("naive_tc2", "naive", "naive_ner2", "naive_ner4"),
+    "naive_rate": ("naive_lr05", "naive", "naive_lr2"),
+    "individual_rate": ("individual_lr05", "individual", "individual_lr2"),
+    "individual_steps": ("individual", "individual_double"),
 }
 
 
@@ -85,6 +102,7 @@ def get_config() -> ConfigDict:
     # What differs from the config, by name: study.start.minilm.model.path, say.
     s.start = ConfigDict(STARTS)
     s.variant = ConfigDict(VARIANTS)
+    s.sweep = ConfigDict(SWEEPS)
     s.mode = ConfigDict({
         "mteb": {"downstream": {"mode": "mteb", "shots": 8, "limit": 0, "seeds": tuple(range(10))}},
         "adapter_5shot": {"downstream": {"mode": "adapter", "shots": 5, "limit": 0}},

@@ -9,7 +9,7 @@ rest goes on. --shard=2/4 does the second of four parts of the encoders, each wi
 own; with the parts' workdirs copied into one, the command without --shard puts together what is there.
 
 Writes WORKDIR/study.json, and study.md with plots (*.png) beside it: the main table with intervals, per-task scores,
-label fractions, costs, and the paper's claims, each marked by the statistics.
+sweeps, label fractions, costs, and the paper's claims, each marked by the statistics.
 """
 
 import pathlib
@@ -29,6 +29,8 @@ from experiments import (
     study_figures,
     study_grid,
     study_report,
+    study_sweeps,
+    study_tables,
     wiring,
 )
 from experiments.checks import check, check_study
@@ -45,6 +47,7 @@ FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory,
 def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str, Any]:
     """Runs what is not there yet of the shard, and returns what study.json holds."""
     check_study(config)
+    study_sweeps.named(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
     grid = study_grid.expand(config)
     for one in grid.runs:  # all of them before the first is trained
@@ -60,7 +63,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
     write_text(workdir / "study.md", "\n".join(study_report.report(content)))
     for name, figure in study_figures.figures(content).items():
         (workdir / f"{name}.png").write_bytes(html.png(figure))
-    print("\n".join(study_report.main_tables(content)))
+    print("\n".join(study_tables.main_tables(content)))
     counts = content["cells"]
     print(f"{counts['done']} of {counts['all']} cells done, {counts['failed']} failed; see {workdir / 'study.md'}")
     if content["failed"]:

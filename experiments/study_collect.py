@@ -19,6 +19,7 @@ from experiments import (
     study_encoders,
     study_fronts,
     study_settings,
+    study_sweeps,
     study_tests,
 )
 from experiments.study_claims import Table
@@ -113,6 +114,7 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
             "chosen": stands,
         },
         "fronts": study_fronts.fronts(results, methods, stands),
+        "sweeps": study_sweeps.measure(results, study_sweeps.named(config)),
         "claims": study_claims.judge(measured),
         "averages": study_claims.average(measured),
         "costs": [study_encoders.cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],

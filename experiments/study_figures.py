@@ -1,5 +1,5 @@
-"""The plots of a study, from the content of study.json: differences to none, gains in NER against TC, scores against
-label fractions, what training took and what a device keeps, and differences task by task."""
+"""The plots of a study, from the content of study.json: differences to none, gains in NER against TC, sweeps,
+scores against label fractions, what training took and what a device keeps, and differences task by task."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ import matplotlib.figure
 import matplotlib.lines
 import numpy as np
 
-from experiments.study_report import SCORE, by_task, has_curves, over_none, place
+from experiments.study_tables import SCORE, by_task, has_curves, over_none, place
 
 MARKERS = "os^vDP*X<>"
 
@@ -23,6 +23,8 @@ def figures(content: Mapping[str, Any]) -> dict[str, matplotlib.figure.Figure]:
         drawn["study_sizes"] = costs(content, "backbones and families' LoRA in float32, MB", _size)
     if content["fronts"]:
         drawn["study_front"] = front(content)
+    if content["sweeps"]:
+        drawn["study_sweeps"] = sweeps(content)
     if has_curves(content):
         drawn["study_fractions"] = fractions(content)
     if by_task(content):
@@ -134,6 +136,29 @@ def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
         ax.set(title=title, xlabel="TC accuracy over none, points", ylabel="NER F1 over none, points")
         ax.margins(0.12)
         ax.locator_params(axis="x", nbins=6)
+    _legend(figure, colours)
+    return figure
+
+
+def sweeps(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
+    """Mean scores over the mean of their sweep with their intervals, one panel a start, mode, fraction and sweep."""
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for s in content["sweeps"]:
+        panels.setdefault(f"{s['sweep']}\n{place(content, s)}", []).append(s)
+    figure, axes = _panels(len(panels))
+    colours = _colours(SCORE.values())
+    for (title, found), ax in zip(panels.items(), axes):
+        names = [*dict.fromkeys(point["variant"] for s in found for point in s["points"])]
+        for s in found:
+            colour, marker = colours[SCORE[s["family"]]]
+            xs = [names.index(point["variant"]) + {"ner": -0.06, "tc": 0.06}[s["family"]] for point in s["points"]]
+            ax.plot(xs, [100 * point["difference"] for point in s["points"]], f"{marker}-", color=colour, ms=5, lw=1)
+            for x, point in zip(xs, s["points"]):
+                ax.plot([x, x], [100 * end for end in point["interval"]], "-", color=colour, lw=1.5)
+        ax.axhline(0, color="0.5", lw=0.8, zorder=0)
+        ax.set(ylabel="over the sweep's mean, points", xlim=(-0.5, len(names) - 0.5))
+        ax.set_title(title, size=9)
+        ax.set_xticks(range(len(names)), names, size=7, rotation=12)
     _legend(figure, colours)
     return figure
 

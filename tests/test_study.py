@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import run
+from flax.traverse_util import flatten_dict
 from golden.formula import weights
 from golden.model_files import VOCABULARY, write_model
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ from experiments import (
     study_fronts,
     study_grid,
     study_settings,
+    study_sweeps,
     wiring,
 )
 from jaxprefit.averaging import averaged
@@ -181,6 +183,7 @@ def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cac
         ({"study.fractions": (0.0,)}, "study.fractions is (0.0,)"),
         ({"study.seeds": (-1,)}, "study.seeds is (-1,)"),
         ({"study.variant.naive_ner2.data.ner.loss_weight": -1.0}, "data.ner.loss_weight is -1.0"),
+        ({"study.sweep.lora_rank": ("none", "rank2")}, "study.sweep.lora_rank has 'rank2', but there is no"),
         ({"downstream.ner": (), "downstream.tc": ()}, "no task to score"),
     ],
 )
@@ -267,7 +270,7 @@ def test_every_variant_is_compared_at_equal_capacity(cache: Path, encoder: str, 
 
 @pytest.fixture(scope="module")
 def runnable(cache: Path, encoder: str) -> ConfigDict:
-    return config(cache, **{"model.path": encoder})
+    return config(cache, **{"model.path": encoder, "study.sweep.kind": ("individual", "averaged")})
 
 
 @pytest.fixture(scope="module")
@@ -309,11 +312,11 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     mean = averaged([jaxprefit.load(whole / f"random/individual_{f}-seed0") for f in ("ner", "tc")])
     jax.tree.map(lambda m, a, b: np.testing.assert_allclose(m, (a + b) / 2, atol=1e-7), mean.backbone, *parts)
     text = (whole / "study.md").read_text()
-    for heading in ("Main table", "The paper's claims", "Fronts", "Label fractions", "Costs", "Tasks"):
+    for heading in ("Main table", "The paper's claims", "Fronts", "Sweeps", "Label fractions", "Costs", "Tasks"):
         assert f"## {heading}" in text
     assert "## Without a test row" not in text  # no held-out rows here, and one setting a strategy
     assert str(whole) not in text + (whole / "study.json").read_text()
-    kinds = ("differences", "front", "fractions", "costs", "sizes", "tasks")
+    kinds = ("differences", "front", "sweeps", "fractions", "costs", "sizes", "tasks")
     plots = {f"study_{kind}.png" for kind in kinds}
     assert {file.name for file in whole.glob("*.png")} == plots
     assert all(text.count(f"({name})") == 1 for name in plots), "each plot stands on the page"
@@ -518,6 +521,45 @@ def test_claims_are_judged_over_places_too() -> None:
     of_a, _ = study_claims.average(measured)
     assert of_a["difference"] == pytest.approx((0.06 + 0.01) / 2, abs=1e-3)
     assert not study_claims.average(measured[:1])
+
+
+def test_a_sweep_s_variants_stand_against_their_mean() -> None:
+    def result(variant: str, scores: list[float], **other: object) -> dict:
+        tasks = [{"task": f"t{i}", "scores": [[score, score]]} for i, score in enumerate(scores)]
+        mean = float(np.mean(scores)) if len(scores) == 2 else None
+        return {"start": "a", "mode": "probe", "fraction": 1.0, "family": "ner", "variant": variant, "mean": mean,
+                "tasks": tasks, **other}  # fmt: skip
+
+    results = [result("none", [0.1, 0.2]), result("high", [0.6, 0.8]), result("low", [0.3, 0.5]),
+               result("broken", [0.5]), result("low", [0.3, 0.3], family="tc")]  # fmt: skip
+    (one,) = study_sweeps.measure(results, {"rank": ("low", "broken", "high")})  # TC has but one of them
+    assert (one["sweep"], one["family"]) == ("rank", "ner")
+    assert [(p["variant"], p["mean"]) for p in one["points"]] == [("low", 0.4), ("high", 0.7)]
+    assert [p["difference"] for p in one["points"]] == pytest.approx([-0.15, 0.15])
+    assert one["points"][1]["interval"] == pytest.approx([0.15, 0.15])  # both tasks gain the same
+    # A variant with one seed of pre-finetuning counts beside each of the others'.
+    results[1]["tasks"] = [{"task": f"t{i}", "scores": [[0.6, 0.6], [0.8, 0.8]]} for i in range(2)]
+    (one,) = study_sweeps.measure(results, {"rank": ("low", "high")})
+    assert [p["difference"] for p in one["points"]] == pytest.approx([-0.15, 0.15])
+
+
+def test_a_study_shows_the_sweeps_that_it_has_variants_of(cache: Path) -> None:
+    c = config(cache, **{"study.variants": ("naive_ner2", "naive", "task_primary")})
+    assert study_sweeps.named(c) == {"naive_weights": ("naive", "naive_ner2")}
+
+
+def test_every_sweep_of_the_config_changes_one_kind_of_setting() -> None:
+    """The variants of a sweep differ in as many settings as stand for one: LoRA's alpha goes with its rank, say."""
+    c = study_config.get_config()
+    tied = ({"lora.rank", "lora.alpha"}, {"lora.layers"}, {"lora.last_layers"}, {"optimizer.backbone_lr"},
+            {"optimizer.backbone_lr", "optimizer.lora_lr"}, {"optimizer.steps", "optimizer.warmup_steps"},
+            {"data.ner.loss_weight"}, {"data.tc.loss_weight"}, {"data.ner.rows", "data.tc.rows"})  # fmt: skip
+    for variants in c.study.sweep.values():
+        settings = [flatten_dict(study_settings.overridden(c, "variant", v, "minilm").to_dict(), sep=".")
+                    for v in variants]  # fmt: skip
+        for mine in settings:
+            changes = ({k for k in mine if mine[k] != other[k]} for other in settings if other is not mine)
+            assert min(changes, key=len) - {"strategy"} in tied, variants
 
 
 def test_variants_in_a_plot_can_be_told_apart() -> None:
