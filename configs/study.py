@@ -58,26 +58,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_all_rank4": all_layers(lora={"rank": 4, "alpha": 8.0}),
     "task_primary_all_rank64": all_layers(lora={"rank": 64, "alpha": 128.0}),
     "task_primary_all_lr05": all_layers(optimizer={"backbone_lr": "*0.5", "lora_lr": "*0.5"}),
+    "task_primary_all_backbone05": all_layers(optimizer={"backbone_lr": "*0.5"}),
     "task_primary_all_lr2": all_layers(optimizer={"backbone_lr": "*2"}),
-    # The families' mixing ratio: three rows of one family for one of the other, as many in all.
-    "task_primary_all_ner3to1": all_layers(data={"ner": {"rows": 24}, "tc": {"rows": 8}}),
-    "task_primary_all_tc3to1": all_layers(data={"ner": {"rows": 8}, "tc": {"rows": 24}}),
+    # The ratio in which the families are mixed: a step's rows three to one, as many in all. A family's weight in the
+    # step stays (the mean loss of its rows); TC's rows are each other's negatives too.
+    "task_primary_all_ner3to1": all_layers(data={"ner": {"rows": "*1.5"}, "tc": {"rows": "*0.5"}}),
+    "task_primary_all_tc3to1": all_layers(data={"ner": {"rows": "*0.5"}, "tc": {"rows": "*1.5"}}),
     "task_primary_all_ner2": all_layers(data={"ner": {"loss_weight": 2.0}}),
     "task_primary_all_tc2": all_layers(data={"tc": {"loss_weight": 2.0}}),
 }
 
-# Variants that differ in one setting, in the order of its values; a study shows those of them that it has.
+# Variants that differ in one setting, in the order of its values; the page shows those of them that a study has.
 SWEEPS: dict[str, tuple[str, ...]] = {
-    "lora_depth": ("task_primary_last1", "task_primary", "task_primary_last4", "task_primary_all"),
-    "lora_position": ("task_primary_first2", "task_primary"),
-    "lora_rank": ("task_primary_all_rank4", "task_primary_all", "task_primary_all_rank64"),
-    "family_weights": ("task_primary_all_tc2", "task_primary_all", "task_primary_all_ner2"),
-    "family_mixing": ("task_primary_all_tc3to1", "task_primary_all", "task_primary_all_ner3to1"),
-    "rate": ("task_primary_all_lr05", "task_primary_all", "task_primary_all_lr2"),
-    "naive_weights": ("naive_tc2", "naive", "naive_ner2", "naive_ner4"),
-    "naive_rate": ("naive_lr05", "naive", "naive_lr2"),
     "individual_rate": ("individual_lr05", "individual", "individual_lr2"),
     "individual_steps": ("individual", "individual_double"),
+    "naive_rate": ("naive_lr05", "naive", "naive_lr2"),
+    "naive_weights": ("naive_tc2", "naive", "naive_ner2", "naive_ner4"),
+    "task_primary_backbone_rate": ("task_primary_all_backbone05", "task_primary_all", "task_primary_all_lr2"),
+    "task_primary_depth": ("task_primary_last1", "task_primary", "task_primary_last4", "task_primary_all"),
+    "task_primary_position": ("task_primary_first2", "task_primary"),
+    "task_primary_rank": ("task_primary_all_rank4", "task_primary_all", "task_primary_all_rank64"),
+    "task_primary_rows": ("task_primary_all_tc3to1", "task_primary_all", "task_primary_all_ner3to1"),
+    "task_primary_weights": ("task_primary_all_tc2", "task_primary_all", "task_primary_all_ner2"),
 }
 
 

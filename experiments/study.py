@@ -47,7 +47,7 @@ FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory,
 def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str, Any]:
     """Runs what is not there yet of the shard, and returns what study.json holds."""
     check_study(config)
-    study_sweeps.named(config)
+    study_sweeps.check(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
     grid = study_grid.expand(config)
     for one in grid.runs:  # all of them before the first is trained

@@ -8,6 +8,7 @@ import matplotlib
 import matplotlib.figure
 import matplotlib.lines
 import numpy as np
+from adjustText import adjust_text
 
 from experiments.study_tables import SCORE, by_task, has_curves, over_none, place
 
@@ -120,47 +121,57 @@ def front(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     panels: dict[str, list[dict[str, Any]]] = {}
     for f in content["fronts"]:
         panels.setdefault(place(content, f), []).append(f)
-    figure, axes = _panels(len(panels))
+    figure, axes = _panels(len(panels), height=4.6, width=5.6)
     colours = _colours([f["strategy"] for f in content["fronts"]])
+    labels = []
     for (title, found), ax in zip(panels.items(), axes):
+        texts, everything = [], [(100 * tc, 100 * ner) for f in found for ner, tc in f["gains"].values()]
         for f in found:
             colour, marker = colours[f["strategy"]]
             points = {v: (100 * tc, 100 * ner) for v, (ner, tc) in f["gains"].items()}
             for variant, point in points.items():
                 ax.plot(*point, marker, color=colour, ms=7, alpha=1 if variant in f["front"] else 0.35)
                 if variant != f["strategy"]:
-                    ax.annotate(variant, point, (5, 5), textcoords="offset points", size=6)
+                    texts.append(ax.text(*point, variant, size=6))
             ax.plot(*zip(*(points[v] for v in f["front"])), "-", color=colour, lw=1, alpha=0.6)
         ax.axvline(0, color="0.5", lw=0.8, zorder=0)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
         ax.set(title=title, xlabel="TC accuracy over none, points", ylabel="NER F1 over none, points")
         ax.margins(0.12)
         ax.locator_params(axis="x", nbins=6)
+        labels.append((ax, texts, everything))
     _legend(figure, colours)
+    figure.draw_without_rendering()  # the layout, which says where there is room
+    for ax, texts, everything in labels:
+        if texts:
+            line = {"arrowstyle": "-", "lw": 0.4}
+            adjust_text(texts, *zip(*everything), ax=ax, expand=(1.15, 1.7), iter_lim=500, arrowprops=line)
     return figure
 
 
 def sweeps(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """Mean scores over the mean of their sweep with their intervals, one panel a start, mode, fraction and sweep."""
-    panels: dict[str, list[Mapping[str, Any]]] = {}
-    for s in content["sweeps"]:
-        panels.setdefault(f"{s['sweep']}\n{place(content, s)}", []).append(s)
-    figure, axes = _panels(len(panels))
+    """Mean scores over the mean of their sweep with their intervals, one panel a sweep, start, mode and fraction."""
+    figure, axes = _panels(len(content["sweeps"]))
     colours = _colours(SCORE.values())
-    for (title, found), ax in zip(panels.items(), axes):
-        names = [*dict.fromkeys(point["variant"] for s in found for point in s["points"])]
-        for s in found:
-            colour, marker = colours[SCORE[s["family"]]]
-            xs = [names.index(point["variant"]) + {"ner": -0.06, "tc": 0.06}[s["family"]] for point in s["points"]]
-            ax.plot(xs, [100 * point["difference"] for point in s["points"]], f"{marker}-", color=colour, ms=5, lw=1)
-            for x, point in zip(xs, s["points"]):
-                ax.plot([x, x], [100 * end for end in point["interval"]], "-", color=colour, lw=1.5)
+    for s, ax in zip(content["sweeps"], axes):
+        for family, offset in {"ner": -0.06, "tc": 0.06}.items():
+            found = [(i + offset, p["scores"][family]) for i, p in enumerate(s["points"]) if family in p["scores"]]
+            colour, marker = colours[SCORE[family]]
+            line = [(x, 100 * over["difference"]) for x, over in found]
+            ax.plot(*zip(*line), f"{marker}-", color=colour, ms=5, lw=1)
+            for x, over in found:
+                ax.plot([x, x], [100 * end for end in over["interval"]], "-", color=colour, lw=1.5)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
-        ax.set(ylabel="over the sweep's mean, points", xlim=(-0.5, len(names) - 0.5))
-        ax.set_title(title, size=9)
-        ax.set_xticks(range(len(names)), names, size=7, rotation=12)
+        ax.set(ylabel="over the sweep's mean, points", xlim=(-0.5, len(s["points"]) - 0.5))
+        ax.set_title(f"{s['sweep']}\n{place(content, s)}", size=9)
+        ax.set_xticks(range(len(s["points"])), [_values(p["settings"]) for p in s["points"]], size=7)
     _legend(figure, colours)
     return figure
+
+
+def _values(settings: Mapping[str, Any]) -> str:
+    """One setting a line; lists short."""
+    return "\n".join(f"{key} {value}" for key, value in settings.items())
 
 
 def fractions(content: Mapping[str, Any]) -> matplotlib.figure.Figure:

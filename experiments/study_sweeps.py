@@ -1,57 +1,82 @@
 """Sweeps: variants of a study that differ in one setting, in the order of its values, as `study.sweep` names them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from experiments.study_grid import Grid
 from jaxprefit.downstream import significance
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.strategies import names
 
+Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Variant -> family -> its entry in `results` of study.json, at one place: a start, mode and fraction."""
 
-def named(config: ConfigDict) -> dict[str, tuple[str, ...]]:
-    """Sweep -> its variants that the study has, in order; only where these are two or more.
 
-    Raises UserError for a name that no variant could have.
-    """
+def check(config: ConfigDict) -> None:
+    """Raises UserError for a sweep with a name that no variant could have."""
     s = config.study
     known = {*s.variants, *s.variant, *names(FAMILIES), "individual", "averaged"}
     for name, variants in s.sweep.items():
         if unknown := [v for v in variants if v not in known]:
             raise UserError(f"study.sweep.{name} has {unknown[0]!r}, but there is no study.variant.{unknown[0]}")
-    found = {name: tuple(v for v in variants if v in s.variants) for name, variants in s.sweep.items()}
-    return {name: variants for name, variants in found.items() if len(variants) > 1}
 
 
-def measure(results: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """One entry per sweep, start, mode, fraction and family: the mean score of each variant that is complete there, and
-    its difference from the mean over these variants, so that no one of them need be the reference.
+def measure(
+    results: Sequence[Mapping[str, Any]], sweeps: Mapping[str, Sequence[str]], grid: Grid
+) -> list[dict[str, Any]]:
+    """One entry per sweep and place that has two or more of its variants: the mean scores of each, and their
+    differences from the mean over these variants, so that no one of them need be the reference.
 
-    `results` are those of study.json. The interval is `significance.crossed_bootstrap`'s, as of every difference.
+    `results` are those of study.json. A variant counts where it is complete in every family of the place, and once
+    where several are the same encoder from this start. A place where an app's adapter has another shape with each is
+    left out. Intervals are `significance.crossed_bootstrap`'s, as of every difference.
     """
-    places: dict[tuple, dict[str, Mapping[str, Any]]] = {}
+    places: dict[tuple[str, str, float], dict[str, dict[str, Mapping[str, Any]]]] = {}
     for r in results:
-        if r["mean"] is not None:
-            places.setdefault((r["start"], r["mode"], r["fraction"], r["family"]), {})[r["variant"]] = r
+        places.setdefault((r["start"], r["mode"], r["fraction"]), {}).setdefault(r["variant"], {})[r["family"]] = r
+    shapes = {(e.start, e.mode, e.fraction, e.variant): e.scorings[0].config.lora.to_json() for e in grid.entries}
     out = []
     for name, variants in sweeps.items():
-        for (start, mode, fraction, family), there in places.items():
-            mine = {v: np.asarray([t["scores"] for t in there[v]["tasks"]], float) for v in variants if v in there}
-            if len(mine) < 2:
-                continue
-            centre = np.mean(np.broadcast_arrays(*mine.values()), 0)  # [T, P, S]
-            out.append({
-                "sweep": name, "start": start, "mode": mode, "fraction": fraction, "family": family,
-                "points": [_point(there[v], scores - centre) for v, scores in mine.items()],
-            })  # fmt: skip
+        for place, there in places.items():
+            mine = _different(place[0], [v for v in variants if v in there and _complete(there[v])], grid)
+            if len(mine) > 1 and len({shapes[*place, v] for v in mine}) == 1:
+                points = _points({v: there[v] for v in mine}, _settings(place[0], mine, grid))
+                out.append({"sweep": name, **dict(zip(("start", "mode", "fraction"), place)), "points": points})
     return out
 
 
-def _point(result: Mapping[str, Any], differences: np.ndarray) -> dict[str, Any]:
-    """Of one variant; `differences` are [T, P, S] to the sweep's mean."""
-    found = significance.crossed_bootstrap(differences)
-    return {"variant": result["variant"], "mean": result["mean"], "difference": found.difference,
-            "interval": [found.low, found.high]}  # fmt: skip
+def _complete(families: Mapping[str, Mapping[str, Any]]) -> bool:
+    return all(r["mean"] is not None for r in families.values())
+
+
+def _different(start: str, variants: Sequence[str], grid: Grid) -> list[str]:
+    """Without those that come to the same encoders as one before."""
+    by_runs = {tuple(run.folder for runs in grid.encoders[start, v].values() for run in runs): v
+               for v in reversed(variants)}  # fmt: skip
+    return [v for v in variants if v in by_runs.values()]
+
+
+def _settings(start: str, variants: Sequence[str], grid: Grid) -> dict[str, dict[str, Any]]:
+    """Variant -> the settings of its encoder that are not the same in all of them, as JSON."""
+    runs = {v: next(iter(grid.encoders[start, v].values()))[0] for v in variants}
+    flat = {v: flatten_dict(run.config.to_dict(), sep=".") for v, run in runs.items()}
+    changed = [key for key in flat[variants[0]] if any(flat[v][key] != flat[variants[0]][key] for v in variants)]
+    return {v: json.loads(json.dumps({key: flat[v][key] for key in changed})) for v in variants}
+
+
+def _points(there: Results, settings: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    scores: dict[str, dict[str, Any]] = {v: {} for v in there}
+    for family in next(iter(there.values())):
+        tables = [np.asarray([t["scores"] for t in found[family]["tasks"]], float) for found in there.values()]
+        centre = np.mean(np.broadcast_arrays(*tables), 0)  # [T, P, S]
+        for (v, found), mine in zip(there.items(), tables):
+            over = significance.crossed_bootstrap(mine - centre)
+            scores[v][family] = {"mean": found[family]["mean"], "difference": over.difference,
+                                 "interval": [over.low, over.high]}  # fmt: skip
+    return [{"variant": v, "settings": settings[v], "scores": scores[v]} for v in there]

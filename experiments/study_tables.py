@@ -1,4 +1,4 @@
-"""The tables and cells of study.md, from the content of study.json."""
+"""Tables of study.md, from the content of study.json."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -90,23 +90,24 @@ def fronts(content: Content) -> list[str]:
 
 def sweeps(content: Content) -> list[str]:
     """Variants that differ in one setting, each against the mean over its sweep."""
-    rows: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    families = [f for f in SCORE if any(f in point["scores"] for s in content["sweeps"] for point in s["points"])]
+    header = ["place", "sweep", "variant", "what differs", *(SCORE[f] for f in families)]
+    header += [f"{SCORE[f].split()[0]} - sweep's mean" for f in families]
+    rows = []
     for s in content["sweeps"]:
         for point in s["points"]:
-            rows.setdefault((place(content, s), s["sweep"], point["variant"]), {})[s["family"]] = point
-    families = [f for f in SCORE if any(f in found for found in rows.values())]
-    header = ["place", "sweep", "variant", *(SCORE[f] for f in families)]
-    header += [f"{SCORE[f].split()[0]} - sweep's mean" for f in families]
-    cells = [
-        [*key, *(f"{100 * found[f]['mean']:.1f}" if f in found else "-" for f in families),
-         *(with_interval(found[f]) if f in found else "-" for f in families)]
-        for key, found in rows.items()
-    ]  # fmt: skip
+            own = ", ".join(f"{key} {value}" for key, value in point["settings"].items())
+            found = [point["scores"].get(f) for f in families]
+            rows.append([place(content, s), s["sweep"], point["variant"], own,
+                         *("-" if x is None else f"{100 * x['mean']:.1f}" for x in found),
+                         *("-" if x is None else with_interval(x) for x in found)])  # fmt: skip
     about = (
-        "Variants that differ in one setting (its values: the settings above), each against the mean over those of its "
-        "sweep; in mode adapter each with a LoRA of its own shape downstream."
+        "Variants that differ in one setting. The mean is over the variants of the sweep, this one among them: of two, "
+        "each stands half their difference from it. Intervals alone, without a test; these are no scores to choose a "
+        "setting by. In mode adapter sweeps that change the shape of LoRA are left out: an app's adapter would be of "
+        "another size with each."
     )
-    return [about, "", *markdown("Sweeps", header, cells)]
+    return [about, "", *markdown("Sweeps", header, rows)]
 
 
 def choice(content: Content) -> list[str]:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -523,43 +524,73 @@ def test_claims_are_judged_over_places_too() -> None:
     assert not study_claims.average(measured[:1])
 
 
-def test_a_sweep_s_variants_stand_against_their_mean() -> None:
-    def result(variant: str, scores: list[float], **other: object) -> dict:
-        tasks = [{"task": f"t{i}", "scores": [[score, score]]} for i, score in enumerate(scores)]
-        mean = float(np.mean(scores)) if len(scores) == 2 else None
-        return {"start": "a", "mode": "probe", "fraction": 1.0, "family": "ner", "variant": variant, "mean": mean,
-                "tasks": tasks, **other}  # fmt: skip
-
-    results = [result("none", [0.1, 0.2]), result("high", [0.6, 0.8]), result("low", [0.3, 0.5]),
-               result("broken", [0.5]), result("low", [0.3, 0.3], family="tc")]  # fmt: skip
-    (one,) = study_sweeps.measure(results, {"rank": ("low", "broken", "high")})  # TC has but one of them
-    assert (one["sweep"], one["family"]) == ("rank", "ner")
-    assert [(p["variant"], p["mean"]) for p in one["points"]] == [("low", 0.4), ("high", 0.7)]
-    assert [p["difference"] for p in one["points"]] == pytest.approx([-0.15, 0.15])
-    assert one["points"][1]["interval"] == pytest.approx([0.15, 0.15])  # both tasks gain the same
-    # A variant with one seed of pre-finetuning counts beside each of the others'.
-    results[1]["tasks"] = [{"task": f"t{i}", "scores": [[0.6, 0.6], [0.8, 0.8]]} for i in range(2)]
-    (one,) = study_sweeps.measure(results, {"rank": ("low", "high")})
-    assert [p["difference"] for p in one["points"]] == pytest.approx([-0.15, 0.15])
-
-
-def test_a_study_shows_the_sweeps_that_it_has_variants_of(cache: Path) -> None:
-    c = config(cache, **{"study.variants": ("naive_ner2", "naive", "task_primary")})
-    assert study_sweeps.named(c) == {"naive_weights": ("naive", "naive_ner2")}
+def test_a_sweep_s_variants_stand_against_their_mean(cache: Path) -> None:
+    grid = study_grid.expand(config(cache, **{"study.variants": SWEPT, "study.fractions": (1.0,)}))
+    results = [swept(*at) for at in itertools.product(("probe",), SWEPT, ("ner", "tc"))]
+    (one,) = study_sweeps.measure(results, {"rank": SWEPT[::-1]}, grid)
+    assert (one["sweep"], one["start"], one["mode"], one["fraction"]) == ("rank", "random", "probe", 1.0)
+    low, high = one["points"]
+    assert (low["variant"], high["variant"]) == SWEPT[::-1]
+    assert low["settings"] == {"lora.rank": 2} and high["settings"] == {"lora.rank": 4}
+    assert low["scores"]["ner"]["mean"] == 0.4 and low["scores"]["ner"]["difference"] == pytest.approx(-0.15)
+    assert high["scores"]["ner"]["difference"] == pytest.approx(0.15)
+    assert high["scores"]["ner"]["interval"] == pytest.approx([0.15, 0.15])  # all gain the same
+    assert high["scores"]["tc"]["difference"] == 0.0
+    # Of several seeds of pre-finetuning whole slices are drawn; a variant with one stands beside each of the other's.
+    for t in results[0]["tasks"]:
+        t["scores"] = [[0.6, 0.6], [0.8, 0.8]]
+    for t in results[2]["tasks"]:
+        t["scores"] = [[0.4, 0.4]]
+    (one,) = study_sweeps.measure(results, {"rank": SWEPT}, grid)
+    assert one["points"][0]["scores"]["ner"]["interval"] == pytest.approx([0.1, 0.2])
 
 
-def test_every_sweep_of_the_config_changes_one_kind_of_setting() -> None:
-    """The variants of a sweep differ in as many settings as stand for one: LoRA's alpha goes with its rank, say."""
+def test_a_sweep_leaves_out_what_cannot_be_compared(cache: Path) -> None:
+    variants = (*SWEPT, "same", "naive")
+    c = config(cache, **{"study.variants": variants, "study.fractions": (1.0,), "study.modes": ("adapter", "probe")})
+    c.study.variant.same = {"strategy": "task_primary", "lora": {"rank": 4}}
+    grid = study_grid.expand(c)
+    results = [swept(*at) for at in itertools.product(("adapter", "probe"), variants, ("ner", "tc"))]
+    # In mode adapter another rank is another size of what an app trains.
+    assert [s["mode"] for s in study_sweeps.measure(results, {"rank": SWEPT}, grid)] == ["probe"]
+    assert len(study_sweeps.measure(results, {"kind": ("task_primary", "naive")}, grid)) == 2
+    # The same encoder twice.
+    assert not study_sweeps.measure(results, {"twice": ("task_primary", "same")}, grid)
+    # Not complete in one family.
+    next(r for r in results if (r["mode"], r["variant"], r["family"]) == ("probe", SWEPT[1], "tc"))["mean"] = None
+    assert not study_sweeps.measure(results, {"rank": SWEPT}, grid)
+
+
+SWEPT = ("task_primary", "task_primary_rank4")
+
+
+def swept(mode: str, variant: str, family: str) -> dict:
+    """A result on two tasks with two seeds."""
+    score = {"ner": 0.4 if variant == SWEPT[1] else 0.7, "tc": 0.5}[family]
+    tasks = [{"task": f"t{i}", "scores": [[score + i / 10, score - i / 10]]} for i in range(2)]
+    return {"start": "random", "mode": mode, "fraction": 1.0, "variant": variant, "family": family, "mean": score,
+            "tasks": tasks}  # fmt: skip
+
+
+@pytest.mark.parametrize("start", study_config.STARTS)
+@pytest.mark.parametrize("sweep", study_config.SWEEPS)
+def test_a_sweep_changes_one_setting(sweep: str, start: str) -> None:
+    """Or two that are one: LoRA's alpha goes with its rank, what one family gets more of the other gets less."""
     c = study_config.get_config()
-    tied = ({"lora.rank", "lora.alpha"}, {"lora.layers"}, {"lora.last_layers"}, {"optimizer.backbone_lr"},
-            {"optimizer.backbone_lr", "optimizer.lora_lr"}, {"optimizer.steps", "optimizer.warmup_steps"},
-            {"data.ner.loss_weight"}, {"data.tc.loss_weight"}, {"data.ner.rows", "data.tc.rows"})  # fmt: skip
-    for variants in c.study.sweep.values():
-        settings = [flatten_dict(study_settings.overridden(c, "variant", v, "minilm").to_dict(), sep=".")
-                    for v in variants]  # fmt: skip
-        for mine in settings:
-            changes = ({k for k in mine if mine[k] != other[k]} for other in settings if other is not mine)
-            assert min(changes, key=len) - {"strategy"} in tied, variants
+    variants = c.study.sweep[sweep]
+    assert len({study_settings.method(c, v) for v in variants}) == 1
+    flat = [flatten_dict(study_settings.overridden(c, "variant", v, start).to_dict(), sep=".") for v in variants]
+    tied = {
+        "backbone_rate": {"optimizer.backbone_lr"}, "rate": {"optimizer.backbone_lr"},
+        "steps": {"optimizer.steps", "optimizer.warmup_steps"}, "depth": {"lora.last_layers"},
+        "position": {"lora.layers"}, "rank": {"lora.rank", "lora.alpha"}, "rows": {"data.ner.rows", "data.tc.rows"},
+        "weights": {"data.ner.loss_weight", "data.tc.loss_weight"},
+    }  # fmt: skip
+    changed = {key for key in flat[0] if any(f[key] != flat[0][key] for f in flat)} - {"strategy"}
+    assert changed <= tied[next(kind for kind in tied if sweep.endswith(kind))] and changed
+    if "lora.layers" not in changed:
+        orders = [[f[key] for f in flat] for key in changed]
+        assert all(values in (sorted(values), sorted(values, reverse=True)) for values in orders)
 
 
 def test_variants_in_a_plot_can_be_told_apart() -> None:
