@@ -6,7 +6,8 @@ start encoders x variants x pre-finetuning seeds x tasks x modes x label fractio
 config (configs/study.py; what the names in it mean: experiments/study_grid.py). Can be stopped at any moment; the same
 command continues, and no finished run or cell is done again. A run or cell that fails is shown with its reason, and the
 rest goes on. --shard=2/4 does the second of four parts of the encoders, each with all its cells, on a machine of its
-own; with the parts' workdirs copied into one, the command without --shard puts together what is there.
+own; with the parts' workdirs copied into one, --shard=none puts together what is there, and the command without
+--shard does what is missing first.
 
 Writes WORKDIR/study.json, and study.md with plots (*.png) beside it: the main table with intervals, per-task scores,
 sweeps, label fractions, costs, and the paper's claims, each marked by the statistics.
@@ -123,4 +124,5 @@ def encoder(one: Run, workdir: pathlib.Path, progress: GridProgress) -> jaxprefi
 
 
 if __name__ == "__main__":
-    cli.run(run, __doc__ or "", config="configs/study.py", shard="Part of the grid, such as 2/4; empty: all of it.")
+    part = "Part of the grid to run, such as 2/4; empty: all of it; none: only tables."
+    cli.run(run, __doc__ or "", config="configs/study.py", shard=part)

@@ -256,12 +256,15 @@ def scoring(
 
 
 def shard(grid: Grid, text: str) -> tuple[Run, ...]:
-    """The runs of shard 'i/n', all for ''. An average is in the shard of its parts; the rest is dealt out in turn."""
+    """The runs of shard 'i/n', all for '', none for 'none'. An average is in the shard of its parts; the rest is dealt
+    out in turn."""
     if not text:
         return grid.runs
+    if text == "none":
+        return ()
     i, _, n = text.partition("/")
     if not (i.isdecimal() and n.isdecimal() and 1 <= int(i) <= int(n)):
-        raise UserError(f"--shard is '{text}'; write it as 1/4 for the first of four")
+        raise UserError(f"--shard is '{text}'; write it as 1/4 for the first of four, or none")
     together: list[list[Run]] = []
     for run in grid.runs:
         joined = [group for group in together if any(part in group for part in run.parts)]

@@ -390,6 +390,8 @@ def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable:
     assert one["mean"] is None and one["tasks"] == [] and one["versus"] == {}
     assert_valid(tmp_path / "study.json", "study")
     assert "16 of 24 cells are done" in (tmp_path / "study.md").read_text()
+    assert study.run(runnable, tmp_path, shard="none") == content  # nothing is run
+    assert not (tmp_path / "random" / "individual_ner-seed0").exists()
 
 
 def test_failures_are_told_and_do_not_stop_the_rest(
