@@ -52,6 +52,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "task_primary_last1": {"strategy": "task_primary", "lora": {"last_layers": 1}},
     "task_primary_last4": {"strategy": "task_primary", "lora": {"last_layers": 4}},
     "task_primary_first2": {"strategy": "task_primary", "lora": {"layers": (0, 1)}},
+    # What the analyzer advises from naive's report, from MiniLM: experiments/results/conflict/minilm_naive.json.
+    "task_primary_advised": {
+        "strategy": "task_primary",
+        "lora": {
+            "layers": (1, 2, 3),
+            "rank": 20,
+            "alpha": 40.0,
+            "targets": ("value", "attention_output", "intermediate", "output"),
+        },
+    },
     "shared_lora_all": all_layers("shared_lora"),
     "frozen_lora_all": all_layers("frozen_lora"),
     "task_primary_all": all_layers(),

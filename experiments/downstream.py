@@ -78,7 +78,7 @@ def score_model(
         raise UserError(
             f"config.lora differs from the LoRA of {checkpoint}, {own}; give the same, to compare like with like"
         )
-    tasks = load_tasks(config, workdir, model)
+    tasks, unreadable = load_those_that_can(config, workdir, model)
     start = {"checkpoint": checkpoint, "step": model.meta.get("step"), "strategy": model.meta.get("strategy", "none")}
     weights = fingerprint(model.params)
     files = {}
@@ -88,8 +88,10 @@ def score_model(
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         for seed in c.seeds:
             files[data.name, seed] = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
-    with contextlib.nullcontext(progress) if progress else GridProgress(len(files)) as shown:
-        failed = run_cells(model, tasks, list(c.seeds), spec, cfg, files, shown)
+    failed = [{"task": name, "seed": seed, "reason": reason} for name, reason in unreadable.items() for seed in c.seeds]
+    with contextlib.nullcontext(progress) if progress else GridProgress(len(files) + len(failed)) as shown:
+        shown.skip(len(failed))
+        failed += run_cells(model, tasks, list(c.seeds), spec, cfg, files, shown)
     results = []
     for data in tasks:
         if done := [file for seed in c.seeds if (file := files[data.name, seed]).exists()]:
@@ -97,7 +99,7 @@ def score_model(
             results[-1]["cells"] = [str(file.relative_to(workdir)) for file in done]
     content = {
         "schema": "jaxprefit.scores", "version": SCORES_VERSION, "start": start, **described, "tasks": results,
-        "failed": failed, "average": {f: average(f, tasks, results, failed) for f in MAIN_SCORE},
+        "failed": failed, "average": {f: average(f, task_names(config, f), results, failed) for f in MAIN_SCORE},
     }  # fmt: skip
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "scores.json", content)
@@ -178,9 +180,8 @@ def summary(data: TaskData, done: list[cells.Cell]) -> dict[str, Any]:
     }
 
 
-def average(family: str, tasks: list[TaskData], results: list[dict], failed: list[dict]) -> float | None:
-    """Mean of the family's main score over its tasks; None without tasks, or where a cell of one failed."""
-    names = {data.name for data in tasks if data.family == family}
+def average(family: str, names: list[str], results: list[dict], failed: list[dict]) -> float | None:
+    """Mean of the family's main score over its tasks `names`; None without tasks, or where a cell of one failed."""
     if not names or any(cell["task"] in names for cell in failed):
         return None
     return sum(r["mean"][MAIN_SCORE[family]] for r in results if r["task"] in names) / len(names)
@@ -194,23 +195,61 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model) -> list[TaskData]:
-    """The config's tasks with their train and test rows."""
-    cache, tasks = str(family_data.cache_folder(config, workdir)), []
-    longest = config.downstream.max_length
-    if not 4 <= longest <= model.config.max_positions:
-        raise UserError(
-            f"downstream.max_length is {longest}; this encoder takes 4 to {model.config.max_positions} tokens"
-        )
-    for family, cls in TASKS.items():
-        for name in resolve(config.downstream[family], cls.kind, DATASETS):
-            train, test = task_rows(name, cls.kind, config, cache)
-            check_labels(name, train.data, test.data)
-            task = cls.create({"max_length": longest}, [train.data], model.tokenizer)
-            tasks.append(TaskData(task_name(name), family, task, train, test))
+def load_those_that_can(
+    config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
+) -> tuple[list[TaskData], dict[str, str]]:
+    """The config's tasks, and by name the reason of each that cannot be read, so that one does not stop the rest.
+
+    Raises UserError with the first reason where none can.
+    """
+    check_length(config, model)
+    tasks: list[TaskData] = []
+    unreadable: dict[str, str] = {}
+    for family, source in task_sources(config):
+        try:
+            tasks.append(load_task(config, workdir, model, family, source))
+        except UserError as error:
+            unreadable[task_name(source)] = str(error)
     if not tasks:
+        raise UserError(next(iter(unreadable.values())))
+    for name, reason in unreadable.items():
+        print(f"{name} failed: {reason}", file=sys.stderr)
+    return tasks, unreadable
+
+
+def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model) -> list[TaskData]:
+    """The config's tasks with their train and test rows. Raises UserError for one that cannot be read."""
+    check_length(config, model)
+    return [load_task(config, workdir, model, family, source) for family, source in task_sources(config)]
+
+
+def load_task(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model, family: str, source: str) -> TaskData:
+    """One task with its train and test rows."""
+    cache, longest, cls = str(family_data.cache_folder(config, workdir)), config.downstream.max_length, TASKS[family]
+    train, test = task_rows(source, cls.kind, config, cache)
+    check_labels(source, train.data, test.data)
+    task = cls.create({"max_length": longest}, [train.data], model.tokenizer)
+    return TaskData(task_name(source), family, task, train, test)
+
+
+def check_length(config: ConfigDict, model: jaxprefit.Model) -> None:
+    """Raises UserError for a downstream.max_length that the encoder does not take."""
+    longest, most = config.downstream.max_length, model.config.max_positions
+    if not 4 <= longest <= most:
+        raise UserError(f"downstream.max_length is {longest}; this encoder takes 4 to {most} tokens")
+
+
+def task_sources(config: ConfigDict) -> list[tuple[str, str]]:
+    """(family, short string) of every task of the config, one or more."""
+    found = [(f, name) for f, cls in TASKS.items() for name in resolve(config.downstream[f], cls.kind, DATASETS)]
+    if not found:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
-    return tasks
+    return found
+
+
+def task_names(config: ConfigDict, family: str) -> list[str]:
+    """Names of the family's tasks."""
+    return [task_name(source) for f, source in task_sources(config) if f == family]
 
 
 def task_name(source: str) -> str:

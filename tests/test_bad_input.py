@@ -252,6 +252,21 @@ def test_label_never_seen_in_training(
     assert_clean(cache, tmp_path / "out")
 
 
+def test_a_task_that_cannot_be_read_does_not_stop_the_others(plain: Path, cache: Path, tmp_path: Path) -> None:
+    for name, test in (("good", TEXT), ("bad", TEXT.replace("music", "weather"))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "train.jsonl").write_text(TEXT * 4)
+        (tmp_path / "data" / name / "test.jsonl").write_text(test)
+    tasks = {"downstream.ner": (), "downstream.tc": ("bad", "good", "absent"), "downstream.seeds": (0, 1)}
+    c = run.config(cache, {"data.root": str(tmp_path / "data"), **tasks})
+    assert "4 cells failed" in refusal(lambda: downstream.run(c, tmp_path / "out", str(plain)))
+    content = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert [t["task"] for t in content["tasks"]] == ["good"] and content["average"]["tc"] is None
+    failed = {(cell["task"], cell["seed"]): cell["reason"] for cell in content["failed"]}
+    assert set(failed) == {(name, seed) for name in ("bad", "absent") for seed in (0, 1)}
+    assert "weather" in failed["bad", 1] and "absent" in failed["absent", 0]
+
+
 DOWNSTREAM = {
     "mode": ({"downstream.mode": "adaptr"}, "downstream.mode is 'adaptr'", "adapter"),
     "fraction": ({"downstream.fraction": 0.0}, "downstream.fraction is 0.0"),

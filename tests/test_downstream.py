@@ -20,6 +20,7 @@ from experiments.benchmarks.downstream import padded, plain
 from jaxprefit import lora, optim, strategies, surgery, train
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.encode import pad_ids
+from jaxprefit.data.mixture import Rows
 from jaxprefit.data.packing import Layout, packed
 from jaxprefit.downstream import batches, cells, mteb, seeds, significance
 from jaxprefit.downstream.evaluate import ill_formed, ner_scores, tc_scores
@@ -266,9 +267,15 @@ def test_mteb_classifies_texts_from_frozen_vectors(model: Model, tasks: dict[str
     assert cells_[0].predictions != cells_[1].predictions
     text = tasks["tc"].test[0]
     (vector,) = mteb.text_vectors(model, tasks["tc"], [text])
-    np.testing.assert_allclose(vector, model.encode([text["text"]], "tc", 32).sentence[0], atol=1e-5)
+    expected = model.encode([text["text"]], "tc", 32).sentence[0]
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), atol=1e-5)
     with pytest.raises(UserError, match="leave downstream.ner empty"):
         mteb.classify(model, tasks["ner"], cfg, (0,), lambda _: None)
+    # What the regression refuses is the reason of a failed cell.
+    train = tasks["tc"].train
+    one = Rows(train, [i for i in range(len(train)) if train[i]["label"] == text["label"]])
+    found = mteb.classify(model, dataclasses.replace(tasks["tc"], train=one), cfg, (0,), lambda _: None)
+    assert isinstance(found.predictions[0], UserError) and "class" in str(found.predictions[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

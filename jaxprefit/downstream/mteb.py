@@ -2,6 +2,8 @@
 
 Muennighoff et al., 2023, "MTEB: Massive Text Embedding Benchmark" (EACL), and the benchmark's AbsTaskClassification:
 8 rows a label, 10 draws, at most 100 iterations, mean accuracy. A seed of downstream.seeds is the number of a draw.
+A text's vector is the mean of its last hidden states at unit length, as the contrastive objective compares it and as
+sentence encoders such as all-MiniLM-L6-v2 give it out; experiments/results/mteb.md has its scores beside the published.
 """
 
 import warnings
@@ -42,15 +44,19 @@ def classify(
         regression = sklearn.linear_model.LogisticRegression(max_iter=100, random_state=rows.MTEB_SEED)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)  # 100 iterations are the protocol
-            regression.fit(known[[place[int(i)] for i in indices]], [number[labels[i]] for i in indices])
-        found[draw] = [[int(c)] for c in regression.predict(asked)]
+            try:
+                regression.fit(known[[place[int(i)] for i in indices]], [number[labels[i]] for i in indices])
+                found[draw] = [[int(c)] for c in regression.predict(asked)]
+            except ValueError as error:  # one label alone, vectors that are not finite
+                found[draw] = UserError(f"task '{data.name}': {str(error).splitlines()[0]}")
         on_step(n)
     present = {labels[i] for i in chosen[0]}
     return Finetuned(found, len(chosen[0]), tuple(label for label in data.task.labels if label not in present))
 
 
 def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Mean of each text's last hidden states, through the family's adapter where the model has one: [N, D] float32."""
+    """Mean of each text's last hidden states at unit length, through the family's adapter where the model has one: [N,
+    D] float32."""
     adapter = model.adapters.get(data.family)
     backbone = lora.merge(model.backbone, adapter) if adapter else model.backbone
     ids = [data.task.encode_record(record)["ids"] for record in records]
@@ -62,4 +68,4 @@ def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]
         sizes = np.asarray([len(text) for text in part])
         sums = np.add.reduceat(np.asarray(found.hidden, np.float32), found.begin[:-1])
         out[begin : begin + TEXTS] = sums / sizes[:, None]
-    return out
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
