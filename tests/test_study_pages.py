@@ -1,11 +1,11 @@
 """The study's pages in experiments/results: below its head, which is written by hand, each is what the program writes
 from the JSON beside it, and each decimal figure of the head stands somewhere in its tables."""
 
-import json
 import pathlib
 import re
 
 import pytest
+from test_experiments import assert_valid
 
 from experiments import study_report
 
@@ -25,7 +25,7 @@ def test_there_are_pages() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_s_tables_are_written_from_its_json(name: str) -> None:
-    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    content = assert_valid(RESULTS / f"{name}.json", "study")
     _, tables = parts("\n".join(study_report.report(content)).replace("(study_", f"({name}_"))
     assert parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[1].rstrip() == tables.rstrip()
     for picture in re.findall(r"\((\w+\.png)\)", tables):
