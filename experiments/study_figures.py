@@ -99,7 +99,8 @@ def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
                 cells = panels.setdefault((place(content, r), r["family"]), {})
                 cells[t["task"], f"{r['variant']}\n- {other}"] = found
     most = max(len({pair for _, pair in cells}) for cells in panels.values())
-    figure, axes = _panels(len(panels), height=5.2, width=max(4.6, 0.85 * most))
+    many = most > 8
+    figure, axes = _panels(len(panels), 5.2, max(4.6, (0.45 if many else 0.85) * most), columns=1 if many else 2)
     for ((title, family), cells), ax in zip(panels.items(), axes):
         lines, columns = ([*dict.fromkeys(key[i] for key in cells)] for i in (0, 1))
         grid = np.full((len(lines), len(columns)), np.nan)
@@ -110,7 +111,7 @@ def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             ax.text(x, y, told, ha="center", va="center", size=7, color=colour)
         ax.imshow(grid, cmap="PuOr", vmin=-10, vmax=10, aspect="auto")
         ax.set_title(f"{title}: {SCORE[family]}", size=9)
-        ax.set_xticks(range(len(columns)), columns, size=6, rotation=90 if most > 8 else 0)  # long names, side by side
+        ax.set_xticks(range(len(columns)), columns, size=6, rotation=90 if many else 0)  # long names, side by side
         ax.set_yticks(range(len(lines)), lines, size=7)
         ax.grid(visible=False)
     return figure
@@ -195,8 +196,10 @@ def fractions(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def _panels(number: int, height: float = 3.7, width: float = 4.6) -> tuple[matplotlib.figure.Figure, list[Any]]:
-    columns = min(max(number, 1), 2)
+def _panels(
+    number: int, height: float = 3.7, width: float = 4.6, columns: int = 2
+) -> tuple[matplotlib.figure.Figure, list[Any]]:
+    columns = min(max(number, 1), columns)
     lines = -(-max(number, 1) // columns)
     figure = matplotlib.figure.Figure(figsize=(width * columns + 2.2, height * lines), layout="constrained")
     axes = [ax for line in figure.subplots(lines, columns, squeeze=False) for ax in line]
