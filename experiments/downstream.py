@@ -7,8 +7,8 @@ Per task a linear head with a LoRA on the frozen backbone (downstream.mode=adapt
 LoRA, or stacked, where it is a fresh one on top of that), a linear head alone (probe), full fine-tuning (full), or for
 texts MTEB's logistic regression (mteb). --checkpoint is a run's workdir, one of its steps, or a Hugging Face directory.
 Writes WORKDIR/scores.json, and under WORKDIR/cells one file per finished task and seed with its scores and predictions;
-the same command continues where it was stopped. A cell that fails does not stop the rest. downstream.split=dev scores
-development rows instead of the test.
+the same command continues where it was stopped. A cell that fails, or a task that cannot be read, does not stop the
+rest. downstream.split=dev scores development rows instead of the test.
 """
 
 import contextlib

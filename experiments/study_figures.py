@@ -158,8 +158,8 @@ def sweeps(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
         for family, offset in {"ner": -0.06, "tc": 0.06}.items():
             found = [(i + offset, p["scores"][family]) for i, p in enumerate(s["points"]) if family in p["scores"]]
             colour, marker = colours[SCORE[family]]
-            line = [(x, 100 * over["difference"]) for x, over in found]
-            ax.plot(*zip(*line), f"{marker}-", color=colour, ms=5, lw=1)
+            middles = [100 * over["difference"] for _, over in found]
+            ax.plot([x for x, _ in found], middles, f"{marker}-", color=colour, ms=5, lw=1)
             for x, over in found:
                 ax.plot([x, x], [100 * end for end in over["interval"]], "-", color=colour, lw=1.5)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
@@ -171,7 +171,7 @@ def sweeps(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
 
 
 def _values(settings: Mapping[str, Any]) -> str:
-    """One setting a line; lists short."""
+    """One setting a line."""
     return "\n".join(f"{key} {value}" for key, value in settings.items())
 
 

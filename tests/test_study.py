@@ -31,6 +31,7 @@ from experiments import (
     study_grid,
     study_settings,
     study_sweeps,
+    study_tables,
     wiring,
 )
 from jaxprefit.averaging import averaged
@@ -558,6 +559,14 @@ def test_a_sweep_leaves_out_what_cannot_be_compared(cache: Path) -> None:
     assert len(study_sweeps.measure(results, {"kind": ("task_primary", "naive")}, grid)) == 2
     # The same encoder twice.
     assert not study_sweeps.measure(results, {"twice": ("task_primary", "same")}, grid)
+    # Texts alone, as in mode mteb, can be drawn as well.
+    texts = [r for r in results if r["mode"] == "probe" and r["family"] == "tc"]
+    found = study_sweeps.measure(texts, {"rank": SWEPT}, grid)
+    modes = {"probe": {"shots": 0}}
+    (ax,) = study_figures.sweeps({"sweeps": found, "modes": modes}).axes
+    assert len(ax.get_xticklabels()) == 2
+    header = next(line for line in study_tables.sweeps({"sweeps": found, "modes": modes}) if line.startswith("| place"))
+    assert "TC accuracy" in header and "NER" not in header
     # Not complete in one family.
     next(r for r in results if (r["mode"], r["variant"], r["family"]) == ("probe", SWEPT[1], "tc"))["mean"] = None
     assert not study_sweeps.measure(results, {"rank": SWEPT}, grid)
