@@ -35,9 +35,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
-    families = [f for f in downstream.MAIN_SCORE if config.downstream[f]]
-    if not families:
-        raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
+    families = [*dict.fromkeys(family for family, _ in downstream.task_sources(config))]
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
     for c in configs.values():  # all of them before the first is trained
         check(c)

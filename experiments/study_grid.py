@@ -24,9 +24,8 @@ from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
-from configs.datasets import DATASETS
+from experiments.downstream import task_sources
 from experiments.study_settings import method, overridden, start_name, updated, without_study
-from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
@@ -61,8 +60,7 @@ class Scoring:
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of sources."""
-        c = self.config.downstream
-        return tuple(name for f, cls in TASKS.items() for name in resolve(c[f], cls.kind, DATASETS))
+        return tuple(name for _, name in task_sources(self.config))
 
     @property
     def cells(self) -> int:
@@ -104,9 +102,7 @@ def expand(config: ConfigDict) -> Grid:
         raise UserError(f"study.starts has '{unknown[0]}', but there is no study.start.{unknown[0]}")
     if taken := [name for name in s.start if name in config or name in TASKS]:
         raise UserError(f"study.start.{taken[0]} has the name of a setting or family; give the start encoder another")
-    families = tuple(f for f in TASKS if config.downstream[f])
-    if not families:
-        raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
+    families = tuple(dict.fromkeys(family for family, _ in task_sources(config)))
     runs: dict[str, Run] = {}
     scorings: dict[str, Scoring] = {}
     encoders: dict[tuple[str, str], Encoders] = {}

@@ -57,9 +57,10 @@ def _complete(families: Mapping[str, Mapping[str, Any]]) -> bool:
 
 def _different(start: str, variants: Sequence[str], grid: Grid) -> list[str]:
     """Without those that come to the same encoders as one before."""
-    by_runs = {tuple(run.folder for runs in grid.encoders[start, v].values() for run in runs): v
-               for v in reversed(variants)}  # fmt: skip
-    return [v for v in variants if v in by_runs.values()]
+    first: dict[tuple[str, ...], str] = {}
+    for v in variants:
+        first.setdefault(tuple(run.folder for runs in grid.encoders[start, v].values() for run in runs), v)
+    return [*first.values()]
 
 
 def _settings(start: str, variants: Sequence[str], grid: Grid) -> dict[str, dict[str, Any]]:
