@@ -163,8 +163,8 @@ def check_study(config: ConfigDict) -> None:
     s = config.study
     if not all(isinstance(seed, int) and seed >= 0 for seed in s.seeds):
         raise UserError(f"study.seeds is {tuple(s.seeds)}; it must hold whole numbers from 0, as (0,1)")
-    if not all(0 < fraction <= 1 for fraction in s.fractions):
-        raise UserError(f"study.fractions is {tuple(s.fractions)}; each must be above 0 and at most 1")
+    if not all(isinstance(fraction, int | float) and 0 < fraction <= 1 for fraction in s.fractions):
+        raise UserError(f"study.fractions is {tuple(s.fractions)}; each must be a number above 0 and at most 1")
     if not 0 < s.choice.fraction <= 1:
         raise UserError(f"study.choice.fraction is {s.choice.fraction}; it must be above 0 and at most 1")
     for key in ("starts", "variants", "modes"):

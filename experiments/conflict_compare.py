@@ -1,7 +1,6 @@
 """Mode compare of experiments.conflict: the probes of several runs side by side."""
 
 import copy
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxprefit.conflict import report
 from jaxprefit.errors import UserError
+from jaxprefit.files import read_json
 
 
 def measure(
@@ -57,5 +57,5 @@ def _held_out(checkpoint: pathlib.Path, step: int) -> dict[str, float] | None:
     file = checkpoint / "summary.json"
     if not file.is_file():
         return None
-    summary = json.loads(file.read_text())
+    summary = read_json(file)
     return {f: s["end"]["loss"] for f, s in summary["held_out"].items()} if summary["steps"] == step else None

@@ -240,10 +240,14 @@ def check_length(config: ConfigDict, model: jaxprefit.Model) -> None:
 
 
 def task_sources(config: ConfigDict) -> list[tuple[str, str]]:
-    """(family, short string) of every task of the config, one or more."""
+    """(family, short string) of every task of the config. Raises UserError for none, or for two of one name."""
     found = [(f, name) for f, cls in TASKS.items() for name in resolve(config.downstream[f], cls.kind, DATASETS)]
     if not found:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
+    seen = [task_name(source) for _, source in found]
+    if twice := [name for name in seen if seen.count(name) > 1]:
+        raise UserError(f"downstream.ner and downstream.tc name the task {twice[0]} twice (a name ends before '?'); "
+                        "name it once, or give a copy of its files another name")  # fmt: skip
     return found
 
 

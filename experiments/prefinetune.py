@@ -30,7 +30,7 @@ from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
 from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
 from jaxprefit.errors import UserError
-from jaxprefit.files import locked, write_json, write_text
+from jaxprefit.files import locked, read_json, write_json, write_text
 from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
 
@@ -131,10 +131,10 @@ def finished(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None
     """
     if not ((workdir / "summary.json").exists() and (workdir / "config.json").exists()):
         return None
-    then = ConfigDict(json.loads((workdir / "config.json").read_text(encoding="utf-8")))
+    then = ConfigDict(read_json(workdir / "config.json"))
     before, now = (flatten_dict(wiring.saved_config(c), sep=".") for c in (then, config))
     same = all(before.get(key) == now.get(key) for key in before.keys() | now.keys() if key not in PLACES)
-    return json.loads((workdir / "summary.json").read_text(encoding="utf-8")) if same else None
+    return read_json(workdir / "summary.json") if same else None
 
 
 class Curve:

@@ -23,7 +23,7 @@ from experiments import scaling_cell
 from experiments.tables import markdown
 from jaxprefit import cli
 from jaxprefit.errors import UserError
-from jaxprefit.files import locked, write_json, write_text
+from jaxprefit.files import locked, read_json, write_json, write_text
 
 SCALING_VERSION = 1
 FIELDS = ("run", "mesh", "conflict", "downstream", "filter")  # of the config, that do not change a cell
@@ -67,7 +67,7 @@ def header(kind: str = "") -> dict[str, Any]:
 def done(config: ConfigDict, workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
     """The content of a cell that is there, of these settings."""
     file = workdir / "cells" / f"{name}.json"
-    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    content = read_json(file) if file.exists() else {}
     return content if content.get("settings") == settings(config) else None
 
 

@@ -7,7 +7,8 @@ config (configs/study.py; what the names in it mean: experiments/study_grid.py).
 command continues, and no finished run or cell is done again. A run or cell that fails is shown with its reason, and the
 rest goes on. --shard=2/4 does the second of four parts of the encoders, each with all its cells, on a machine of its
 own; with the parts' workdirs copied into one, --shard=none puts together what is there, and the command without
---shard does what is missing first.
+--shard does what is missing first. What is finished is not compared with the files that it came from: where a start
+encoder or a task's rows have changed, give another --workdir.
 
 Writes WORKDIR/study.json, and study.md with plots (*.png) beside it: the main table with intervals, per-task scores,
 sweeps, label fractions, costs, and the paper's claims, each marked by the statistics.
@@ -27,6 +28,7 @@ from experiments import (
     family_data,
     prefinetune,
     study_collect,
+    study_encoders,
     study_figures,
     study_grid,
     study_report,
@@ -39,7 +41,7 @@ from experiments.study_grid import Grid, Run, Scoring
 from jaxprefit import cli, html
 from jaxprefit.averaging import averaged
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
+from jaxprefit.files import locked, write_json, write_text
 from jaxprefit.progress import GridProgress
 
 FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory, say
@@ -58,8 +60,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
     for scoring in grid.scorings:
         check(scoring.config)
         downstream.recipe(scoring.config)
-    execute(grid, study_grid.shard(grid, shard), workdir)
-    content = study_collect.collect(config, grid, workdir)
+    mine = study_grid.shard(grid, shard)
+    shapes = study_encoders.shapes(
+        grid, pathlib.Path(config.data.cache)
+    )  # a path that is wrong is told before any work
+    with locked(workdir / f".shard-{shard.replace('/', '-')}" if shard else workdir):
+        execute(grid, mine, workdir)
+    content = study_collect.collect(config, grid, shapes, workdir)
     write_json(workdir / "study.json", content)
     write_text(workdir / "study.md", "\n".join(study_report.report(content)))
     for name, figure in study_figures.figures(content).items():
@@ -100,7 +107,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
 
 def complete(one: Run, scorings: Sequence[Scoring], workdir: pathlib.Path) -> bool:
     """Whether the run has ended and each of its cells is there, so that neither its weights nor the data are needed."""
-    if not study_collect.ended(one, workdir):
+    if not study_encoders.summaries(one, workdir):
         return False
     for scoring in scorings:
         found = study_collect.read(scoring, workdir)

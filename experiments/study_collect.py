@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Mapping
@@ -13,8 +12,6 @@ from ml_collections import ConfigDict
 
 from experiments import (
     downstream,
-    family_data,
-    prefinetune,
     study_claims,
     study_encoders,
     study_fronts,
@@ -23,9 +20,9 @@ from experiments import (
     study_tests,
 )
 from experiments.study_claims import Table
-from experiments.study_grid import Entry, Grid, Run, Scoring
+from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit.downstream import significance
-from jaxprefit.files import write_text
+from jaxprefit.files import read_json, write_text
 
 STUDY_VERSION = 3
 
@@ -71,8 +68,10 @@ class Scored:
     failed: tuple[dict[str, Any], ...]
 
 
-def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, Any]:
-    """The content of study.json. What is not there yet counts as missing."""
+def collect(
+    config: ConfigDict, grid: Grid, shapes: Mapping[str, study_encoders.Shape], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """The content of study.json; `shapes` are those of the start encoders. What is not there yet counts as missing."""
     scored = {s.folder: read(s, workdir) for s in grid.scorings}
     failed = [cell for s in scored.values() for cell in s.failed]
     failed += [{"folder": r.folder, "task": None, "seed": None, "reason": failure(workdir / r.folder)}
@@ -88,7 +87,6 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
     adjust(results)
     losses = {(start, v): study_encoders.held_out(served, workdir) for (start, v), served in grid.encoders.items()}
-    shapes = study_encoders.shapes(grid, family_data.cache_folder(config, workdir))
     means = {place: development(choice, scored) for place, choice in grid.choices.items()}
     stands = {start: study_fronts.chosen({v: means.get((start, v), {}) for v in s.variants}, methods)
               for start in shapes}  # fmt: skip
@@ -121,21 +119,15 @@ def collect(config: ConfigDict, grid: Grid, workdir: pathlib.Path) -> dict[str, 
     }  # fmt: skip
 
 
-def ended(run: Run, workdir: pathlib.Path) -> bool:
-    """Whether the pre-finetuning of its encoder, or of each of its parts, has come to its end with this config."""
-    return all(prefinetune.finished(part.config, workdir / part.folder) for part in run.parts or (run,))
-
-
 def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
-    """The scores that stand in the scoring's folder, if they are of its recipe, and its run has not failed since or has
-    ended all the same (its weights cannot be loaded any more, say)."""
+    """The scores that stand in the scoring's folder, if they are of its recipe and of an encoder whose pre-finetuning
+    has ended with this config; that its weights cannot be loaded any more does not matter."""
     file = workdir / scoring.folder / "scores.json"
     reason = failure(workdir / scoring.folder)
     broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
-    lost = failure(workdir / scoring.run.folder) and not ended(scoring.run, workdir)
-    if reason or lost or not file.exists():
+    if reason or not file.exists() or not study_encoders.summaries(scoring.run, workdir):
         return Scored({}, {}, {}, broken)
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
         return Scored({}, {}, {}, ())
     wanted, seeds = {downstream.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
@@ -217,7 +209,7 @@ def tested(
     """The entry's tests on one task against the reference `other`, whose scores are `theirs`."""
     files = [[[scored[s.folder].cells[task][seed] for seed in s.config.downstream.seeds] for s in side]
              for side in (entry.scorings, entry.references[other])]  # fmt: skip
-    return study_tests.against(files[0], files[1], (mine[task], theirs[task]))
+    return study_tests.against(files[0], files[1], (mine[task], theirs[task]), len(entry.scorings[0].tasks))
 
 
 def deviations(scores: np.ndarray) -> dict[str, float | None]:

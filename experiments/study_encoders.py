@@ -1,14 +1,13 @@
 """What the encoders of a study took and came to, before any task is scored: size, tokens, held-out losses."""
 
-import json
 import pathlib
 import statistics
 from typing import Any
 
 import jax
 
-from experiments import wiring
-from experiments.study_grid import Encoders, Grid, adapter_of
+from experiments import prefinetune, wiring
+from experiments.study_grid import Encoders, Grid, Run, adapter_of
 from jaxprefit import lora
 from jaxprefit.encoder import EncoderConfig
 
@@ -26,14 +25,19 @@ def shapes(grid: Grid, cache: pathlib.Path) -> dict[str, Shape]:
     return out
 
 
+def summaries(run: Run, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """That of its pre-finetuning, or of each of its parts; empty where one has not ended with this config."""
+    found = [prefinetune.finished(part.config, workdir / part.folder) for part in run.parts or (run,)]
+    return [summary for summary in found if summary] if all(found) else []
+
+
 def held_out(served: Encoders, workdir: pathlib.Path) -> dict[str, float]:
     """Family -> held-out loss after pre-finetuning of the encoders that serve it, the mean over their seeds; empty
     where one is not there yet, or was not trained."""
     out = {}
     for family, runs in served.items():
-        files = [workdir / one.folder / "summary.json" for one in runs]
-        summaries = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-        found = [s["held_out"][family]["end"]["loss"] for s in summaries if family in s["held_out"]]
+        ended = [summary for one in runs if not one.parts for summary in summaries(one, workdir)]
+        found = [s["held_out"][family]["end"]["loss"] for s in ended if family in s["held_out"]]
         if len(found) < len(runs):
             return {}
         out[family] = statistics.fmean(found)
@@ -46,14 +50,10 @@ def cost(grid: Grid, start: str, variant: str, shape: Shape, workdir: pathlib.Pa
     `shape` is that of the start encoder, and its number of parameters.
     """
     served = {one.folder: one for runs in grid.encoders[start, variant].values() for one in runs[:1]}
-    trained = {r.folder: r for one in served.values() for r in (one.parts or (one,))}
-    tokens: dict[str, int] | None = {}
-    for one in trained.values():
-        file = workdir / one.folder / "summary.json"
-        if not file.exists() or tokens is None:
-            tokens = None
-            continue
-        for family, data in json.loads(file.read_text(encoding="utf-8"))["data"].items():
+    ended = [summaries(one, workdir) for one in served.values()]
+    tokens: dict[str, int] = {}
+    for summary in (s for of_one in ended for s in of_one):
+        for family, data in summary["data"].items():
             tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
     encoder, parameters = shape
     adapter = lora.size(wiring.lora_spec(next(iter(served.values())).config), encoder)
@@ -66,5 +66,5 @@ def cost(grid: Grid, start: str, variant: str, shape: Shape, workdir: pathlib.Pa
         "adapter_parameters": adapter,
         "adapter_bytes": 4 * adapter,
         "family_adapter_parameters": adapter * len(kept),
-        "train_tokens": tokens,
+        "train_tokens": tokens if all(ended) else None,
     }

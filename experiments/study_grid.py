@@ -1,8 +1,8 @@
 """The grid of a study, from one config: which encoders are trained, and which cells are scored with each.
 
 Starts, variants and modes are names; a name stands for the settings under `study.start.NAME`, `study.variant.NAME` or
-`study.mode.NAME`, which go before those of the config; '*2' for a number doubles what it would be. A variant without
-settings of its own is the strategy of that name, a mode the downstream.mode.
+`study.mode.NAME`, which go before those of the config; '*2' for a number doubles what it would be. A variant whose
+settings name no strategy is the strategy of its name, a mode likewise the downstream.mode.
 
 A variant serves each family with some encoder: one for both, or for the variant `individual` one each, `individual_ner`
 and `individual_tc`. `averaged` is the mean of these two backbones. Settings of these two under `ner` or `tc`, as in
@@ -25,7 +25,16 @@ from collections.abc import Iterable, Mapping
 from ml_collections import ConfigDict
 
 from experiments.downstream import task_sources
-from experiments.study_settings import method, overridden, start_name, updated, without_study
+from experiments.study_settings import (
+    check,
+    method,
+    mode_of,
+    overridden,
+    start_name,
+    strategy_of,
+    updated,
+    without_study,
+)
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
@@ -102,7 +111,10 @@ def expand(config: ConfigDict) -> Grid:
         raise UserError(f"study.starts has '{unknown[0]}', but there is no study.start.{unknown[0]}")
     if taken := [name for name in s.start if name in config or name in TASKS]:
         raise UserError(f"study.start.{taken[0]} has the name of a setting or family; give the start encoder another")
+    check(config)
     families = tuple(dict.fromkeys(family for family, _ in task_sources(config)))
+    if "tc" not in families and (texts := [mode for mode in s.modes if mode_of(config, mode) == MTEB]):
+        raise UserError(f"study.modes has '{texts[0]}', which classifies texts alone; name some in downstream.tc")
     runs: dict[str, Run] = {}
     scorings: dict[str, Scoring] = {}
     encoders: dict[tuple[str, str], Encoders] = {}
@@ -144,9 +156,7 @@ def _development(base: ConfigDict, encoders: Encoders, scorings: dict[str, Scori
 def _recipe(base: ConfigDict, mode: str, fraction: float = 1.0) -> ConfigDict:
     """The settings of the cells of a mode and share of the labels."""
     recipe = without_study(overridden(base, "mode", mode))
-    if mode not in base.study.mode:
-        recipe.downstream.mode = mode
-    recipe.downstream.fraction = fraction
+    recipe.downstream.mode, recipe.downstream.fraction = mode_of(base, mode), fraction
     return recipe
 
 
@@ -185,7 +195,7 @@ def variant_runs(
     """Family -> the run that serves it; new ones are added to `runs`, by what they are made of."""
     config = overridden(base, "variant", variant, start)
     own = base.study.variant.get(variant, ConfigDict()).to_dict()
-    strategy = config.strategy if variant in base.study.variant else variant
+    strategy = strategy_of(base, variant)
     config.seed = seed
     if strategy not in ("individual", "averaged"):
         run = _run(config, strategy, f"{start}/{variant}-seed{seed}", runs)
@@ -241,14 +251,15 @@ def scoring(
         name += "-lora" + hashlib.sha256(shape.to_json_best_effort().encode()).hexdigest()[:6]
     split = "-dev" if recipe.downstream.split == "dev" else ""  # beside the test's, so that both are kept
     folder = f"{run.folder}/downstream/{name}{split}"
-    if folder not in scorings:
-        c = copy.deepcopy(recipe)
-        if other:
-            c.lora = copy.deepcopy(shape)
-        for unscored in (f for f in TASKS if f != family):
-            c.downstream[unscored] = ()
-        scorings[folder] = Scoring(folder, run, c)
-    return scorings[folder]
+    c = copy.deepcopy(recipe)
+    if other:
+        c.lora = copy.deepcopy(shape)
+    for unscored in (f for f in TASKS if f != family):
+        c.downstream[unscored] = ()
+    found = scorings.setdefault(folder, Scoring(folder, run, c))
+    if found.config != c:
+        raise UserError(f"two recipes would both have their cells in {folder}; give the mode another name")
+    return found
 
 
 def shard(grid: Grid, text: str) -> tuple[Run, ...]:

@@ -10,8 +10,15 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from jaxprefit.downstream.finetune import MODES, MTEB
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
+from jaxprefit.families import FAMILIES
+from jaxprefit.strategies import names
+
+STRATEGIES = (*names(FAMILIES), "individual", "averaged")
+"""Of a variant: those of pre-finetuning, and the two that serve each family with an encoder of its own, or with the
+mean of these."""
 
 
 def overridden(config: ConfigDict, axis: str, name: str, start: str = "") -> ConfigDict:
@@ -60,11 +67,45 @@ def start_name(path: str) -> str:
     return pathlib.Path(path).name or "random"
 
 
+def strategy_of(config: ConfigDict, variant: str) -> str:
+    """The strategy that a variant's settings name; else its own name, where that is one; else the config's."""
+    own = config.study.variant.get(variant, ConfigDict())
+    named = variant in STRATEGIES or variant not in config.study.variant
+    return own.get("strategy", variant if named else config.strategy)
+
+
+def mode_of(config: ConfigDict, mode: str) -> str:
+    """Likewise the downstream.mode that a mode of the study is."""
+    own = config.study.mode.get(mode, ConfigDict()).get("downstream", ConfigDict())
+    named = mode in (*MODES, MTEB) or mode not in config.study.mode
+    return own.get("mode", mode if named else config.downstream.mode)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for what would be left out of account: settings of one family where an encoder serves both, of
+    the cells in a variant, and of LoRA in a mode whose LoRA is the variant's."""
+    s = config.study
+    for axis, used in (("start", s.starts), ("variant", s.variants), ("mode", s.modes)):
+        for name in used:
+            where = f"study.{axis}.{name}"
+            own = s[axis].get(name, ConfigDict())
+            if not isinstance(own, ConfigDict):
+                raise UserError(f"{where} is {own!r}; it must hold settings, as {{'optimizer': {{'steps': 100}}}}")
+            apart = axis == "variant" and strategy_of(config, name) in ("individual", "averaged")
+            if families := [f for f in TASKS if f in own and not apart]:
+                raise UserError(f"{where}.{families[0]} is of no use; only a variant of the strategies individual and "
+                                f"averaged has an encoder for each family")  # fmt: skip
+            if axis == "variant" and "downstream" in own:
+                raise UserError(f"{where}.downstream is of no use; the cells of all variants are scored alike, as "
+                                f"study.mode.NAME.downstream says")  # fmt: skip
+            if axis == "mode" and "lora" in own and mode_of(config, name) == "adapter":
+                raise UserError(f"{where}.lora is of no use; in mode adapter the LoRA has the variant's shape")
+
+
 def method(config: ConfigDict, variant: str) -> str:
     """What a variant is a setting of: its strategy, and the aggregator where it does more than add."""
-    own = config.study.variant.get(variant, ConfigDict())
-    strategy = own.get("strategy", config.strategy) if variant in config.study.variant else variant
-    aggregator = own.get("aggregator", config.aggregator)
+    strategy = strategy_of(config, variant)
+    aggregator = config.study.variant.get(variant, ConfigDict()).get("aggregator", config.aggregator)
     return strategy if aggregator == "sum" or strategy not in ("naive", "task_primary") else f"{strategy}+{aggregator}"
 
 

@@ -9,10 +9,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from experiments.study_grid import Grid
+from experiments.study_settings import STRATEGIES
 from jaxprefit.downstream import significance
 from jaxprefit.errors import UserError
-from jaxprefit.families import FAMILIES
-from jaxprefit.strategies import names
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Variant -> family -> its entry in `results` of study.json, at one place: a start, mode and fraction."""
@@ -21,7 +20,7 @@ Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
 def check(config: ConfigDict) -> None:
     """Raises UserError for a sweep with a name that no variant could have."""
     s = config.study
-    known = {*s.variants, *s.variant, *names(FAMILIES), "individual", "averaged"}
+    known = {*s.variants, *s.variant, *STRATEGIES}
     for name, variants in s.sweep.items():
         if unknown := [v for v in variants if v not in known]:
             raise UserError(f"study.sweep.{name} has {unknown[0]!r}, but there is no study.variant.{unknown[0]}")

@@ -180,10 +180,10 @@ def tasks(content: Content) -> list[str]:
 
 
 def _marked(content: Content, start: str, variant: str) -> str:
-    """The variant's name, with † where it was chosen for its strategy among several."""
-    several = [v for v in content["variants"] if content["methods"][v] == content["methods"][variant]]
+    """The variant's name, with † where its scores on development rows chose it for its strategy."""
+    scored = any(d["means"] for d in content["choice"]["development"] if (d["start"], d["variant"]) == (start, variant))
     chosen = content["choice"]["chosen"][start][content["methods"][variant]] == variant
-    return f"{variant} †" if chosen and len(several) > 1 else variant
+    return f"{variant} †" if chosen and scored else variant
 
 
 def _score(result: Mapping[str, Any]) -> str:

@@ -11,21 +11,23 @@ from jaxprefit.downstream import cells, significance
 
 PAIRS = frozenset((claim.first, claim.second) for claim in CLAIMS)
 """(strategy, reference) that are tested task by task: those that a claim of the paper is about."""
-DRAWS = 1_000  # a study has hundreds of these tests; the smallest p-value is then 0.002
+DRAWS = 1_000  # or more: a study has hundreds of these tests
 
 Cells = Sequence[Sequence[pathlib.Path]]
 """Files by seed of pre-finetuning, then of fine-tuning."""
 
 
-def against(mine: Cells, other: Cells, scores: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def against(mine: Cells, other: Cells, scores: tuple[np.ndarray, np.ndarray], tasks: int) -> dict[str, Any]:
     """The difference of the main score on one task, the seeds averaged, with its interval and p-value over test rows;
-    of texts also `mcnemar`, one p-value per pair of seeds; `aso` over seeds. `scores` are [P, S] of both.
+    of texts also `mcnemar`, one p-value per pair of seeds; `aso` over seeds. `scores` are [P, S] of both; `tasks` is
+    the number of tests that `adjust` will take together.
 
     A side with one seed of pre-finetuning, such as an encoder that was not trained, stands against each of the other's.
     """
     first, second = ([[cells.read(file).counts for file in line] for line in side] for side in (mine, other))
     flat = [np.asarray([counts for line in side for counts in line]) for side in (first, second)]
-    found = significance.paired_bootstrap(flat[0], flat[1], draws=DRAWS)
+    # The smallest p-value of so many draws, times the number of tasks, is to be below 0.05.
+    found = significance.paired_bootstrap(flat[0], flat[1], draws=max(DRAWS, 100 * tasks))
     texts = flat[0].shape[-1] == 2
     return {
         "difference": found.difference,

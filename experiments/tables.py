@@ -6,7 +6,6 @@ Finds every summary.json, scores.json and conflict.json below --runs, copies the
 checkpoints or folder names of this machine) and writes WORKDIR/tables.md.
 """
 
-import json
 import pathlib
 import statistics
 from typing import Any
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxprefit import cli
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
+from jaxprefit.files import read_json, write_json, write_text
 
 ORDER = (
     "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",
@@ -33,7 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
     for file in sorted(pathlib.Path(runs).rglob("*.json")):
         if file.stem not in found or "cells" in file.parts:
             continue
-        content = json.loads(file.read_text())
+        content = read_json(file)
         if kind := KINDS.get(content.get("schema", "")):
             if kind == "conflict" and not (content["version"] == conflict_report.VERSION and content["probe"]):
                 continue  # of an older version, or without the section shown here

@@ -1,4 +1,4 @@
-"""Writing result files: whole or not at all, and by one process: of several in a run (`distributed`), by the first."""
+"""Result files: written whole or not at all, and by one process: of several in a run (`distributed`), by the first."""
 
 import contextlib
 import fcntl
@@ -26,6 +26,18 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def write_json(path: pathlib.Path, content: Any) -> None:
     """`content` as indented JSON; a NaN is an error, since other readers of JSON refuse it."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a file that `write_json` wrote. Raises UserError where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except (ValueError, RecursionError) as error:
+        reason = f"{path} is damaged ({type(error).__name__}); delete it, and give the command again that writes it"
+        raise UserError(reason) from None
+    return content
 
 
 @contextlib.contextmanager

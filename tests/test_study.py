@@ -39,6 +39,7 @@ from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
 from jaxprefit.downstream.significance import crossed_bootstrap
 from jaxprefit.errors import UserError
+from jaxprefit.files import locked
 
 ALL = (
     "none", "individual", "naive", "task_primary", "shared_lora", "frozen_lora", "averaged", "naive_pcgrad",
@@ -90,8 +91,24 @@ def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
     assert all("study" not in r.config for r in grid.runs)
     # An average without settings of its own is of the individual encoders as they are set.
     c.study.variant.individual = {"tc": {"optimizer": {"steps": 5}}}
-    by_name = {r.folder.removeprefix("random/"): r for r in study_grid.expand(c).runs}
+    grid = study_grid.expand(c)
+    by_name = {r.folder.removeprefix("random/"): r for r in grid.runs}
     assert [p.config.optimizer.steps for p in by_name["averaged-seed0"].parts] == [3, 5]
+    served = grid.encoders["random", "individual"]
+    assert [served[f][0] for f in ("ner", "tc")] == [*by_name["averaged-seed0"].parts]
+
+
+def test_settings_of_a_strategy_or_mode_do_not_make_it_another(cache: Path) -> None:
+    c = config(cache, **{"study.variants": ("none", "naive"), "study.modes": ("probe",), "strategy": "task_primary"})
+    c.study.variant.naive, c.study.mode.probe = {"optimizer": {"steps": 5}}, {"downstream": {"head_lr": 0.5}}
+    grid = study_grid.expand(c)
+    assert [(r.config.strategy, r.config.optimizer.steps) for r in grid.runs] == [("none", 3), ("naive", 5)]
+    assert study_settings.method(c, "naive") == "naive"
+    assert {(s.config.downstream.mode, s.config.downstream.head_lr) for s in grid.scorings} == {("probe", 0.5)}
+    c.study.variant.naive.strategy, c.study.mode.probe.downstream.mode = "shared_lora", "full"
+    grid = study_grid.expand(c)
+    assert [r.config.strategy for r in grid.runs] == ["none", "shared_lora"]
+    assert {s.config.downstream.mode for s in grid.scorings} == {"full"}
 
 
 def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
@@ -120,9 +137,9 @@ def test_several_settings_of_a_strategy_are_scored_on_development_rows(cache: Pa
     plain, tuned = (grid.choices["random", v] for v in ("individual", "faster_ner"))
     assert plain["tc"] == tuned["tc"] and plain["ner"] != tuned["ner"]  # the same encoder of texts
     (one,) = tuned["ner"]
-    assert one.folder == "random/faster_ner_ner-seed0/downstream/probe-0.1-ner-dev"
+    assert one.folder == "random/faster_ner_ner-seed0/downstream/probe_tuned-0.1-ner-dev"
     d = one.config.downstream
-    assert (d.split, d.mode, d.fraction) == ("dev", "probe", 0.1)
+    assert (d.split, d.mode, d.fraction, d.head_lr) == ("dev", "probe", 0.1, 2e-2)
     assert {s.config.downstream.split for e in grid.entries for s in e.scorings} == {"test"}
     with pytest.raises(UserError, match="study.choice.mode is 'mteb'"):
         c.study.choice.mode = "mteb"
@@ -187,12 +204,38 @@ def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cac
         ({"study.variant.naive_ner2.data.ner.loss_weight": -1.0}, "data.ner.loss_weight is -1.0"),
         ({"study.sweep.lora_rank": ("none", "rank2")}, "study.sweep.lora_rank has 'rank2', but there is no"),
         ({"downstream.ner": (), "downstream.tc": ()}, "no task to score"),
+        (
+            {"downstream.tc": (), "study.modes": ("probe", "mteb")},
+            "study.modes has 'mteb', which classifies texts alone",
+        ),
+        ({"downstream.tc": ("my/a.csv?label=x", "my/a.csv?label=y")}, "name the task my/a.csv twice"),
+        (
+            {"study.variant": {"mine": "naive"}, "study.variants": ("mine",)},
+            "study.variant.mine is 'naive'; it must hold",
+        ),
+        ({"study.variant": {"naive_ner2": {"strategy": "naive", "ner": {"seed": 1}}}}, "naive_ner2.ner is of no use"),
+        ({"study.variant": {"naive_ner2": {"downstream": {"steps": 9}}}}, "naive_ner2.downstream is of no use"),
+        (
+            {
+                "study.mode": {"wide": {"downstream": {"mode": "adapter"}, "lora": {"rank": 2}}},
+                "study.modes": ("wide",),
+            },
+            "study.mode.wide.lora is of no use",
+        ),
+        (
+            {"study.mode": {"stacked": {"downstream": {"steps": 9}}}, "study.modes": ("adapter", "stacked")},
+            "two recipes would both have their cells in random/none-seed0/downstream/adapter-0.5-ner",
+        ),
+        ({"model.path": "no/such/encoder"}, "no/such/encoder"),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_trained(
     changes: dict, message: str, cache: Path, tmp_path: Path
 ) -> None:
-    c = config(cache, **changes)
+    c = config(cache, **{k: v for k, v in changes.items() if not isinstance(v, dict)})
+    for name in ("variant", "mode"):
+        for key, settings in changes.get(f"study.{name}", {}).items():
+            c.study[name][key] = settings
     if "study.variants" not in changes:
         c.study.variants = ("none", "naive_ner2")
     with pytest.raises(UserError) as refused:
@@ -295,6 +338,7 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     changed.study.variant.individual = {"optimizer": {"backbone_lr": 1e-6}}
     for c, done in ((runnable, True), (changed, False)):
         one = study_grid.expand(c).runs[1]
+        assert (whole / one.folder / "summary.json").exists()
         assert bool(prefinetune.finished(one.config, whole / one.folder)) == done
     # Tests by task follow from the cells' files, for the pairs that a claim is about.
     for r in content["results"]:
@@ -385,14 +429,41 @@ def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable:
     for folder in ("none-seed0", "averaged-seed0"):
         shutil.copytree(whole / "random" / folder, tmp_path / "random" / folder)
     content = study.run(runnable, tmp_path, shard="1/2")  # the shard of none
-    assert content["cells"] == {"all": 24, "done": 16, "failed": 0, "missing": 8}
+    # The average's cells count with its parts, which tell of what it is.
+    assert content["cells"] == {"all": 24, "done": 8, "failed": 0, "missing": 16}
     assert not (tmp_path / "random" / "individual_ner-seed0").exists()
     (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("individual", "tc", 1.0))
     assert one["mean"] is None and one["tasks"] == [] and one["versus"] == {}
     assert_valid(tmp_path / "study.json", "study")
-    assert "16 of 24 cells are done" in (tmp_path / "study.md").read_text()
+    assert "8 of 24 cells are done" in (tmp_path / "study.md").read_text()
     assert study.run(runnable, tmp_path, shard="none") == content  # nothing is run
     assert not (tmp_path / "random" / "individual_ner-seed0").exists()
+
+
+def test_what_is_there_of_other_settings_does_not_count(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    other = copy.deepcopy(runnable)
+    other.optimizer.backbone_lr = 1e-6
+    content = study.run(other, tmp_path / "out", shard="none")
+    assert content["cells"] == {"all": 24, "done": 0, "failed": 0, "missing": 24}
+    assert all(h["losses"] == {} for h in content["held_out"])
+    assert all(c["train_tokens"] is None for c in content["costs"])
+
+
+def test_one_of_two_commands_in_a_workdir_is_refused(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="is in use by process"):
+        study.run(runnable, tmp_path / "out")
+    assert study.run(runnable, tmp_path / "out")["cells"]["done"] == 24
+
+
+@pytest.mark.parametrize("name", ["summary.json", "config.json", "downstream/probe-1-ner/scores.json"])
+def test_a_damaged_result_file_is_named(name: str, whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "out")
+    file = tmp_path / "out" / "random" / "none-seed0" / name
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(UserError, match=re.escape(f"{file} is damaged (JSONDecodeError); delete it")):
+        study.run(runnable, tmp_path / "out")
 
 
 def test_failures_are_told_and_do_not_stop_the_rest(
