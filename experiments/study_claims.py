@@ -117,11 +117,19 @@ def _mean(differences: Sequence[np.ndarray]) -> np.ndarray:
 
 def _tested(claim: Claim, differences: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The mean difference, against the claim's margin."""
-    values = np.asarray([*differences.values()])
-    found = significance.crossed_bootstrap(values)
-    p = significance.wilcoxon(values.mean((1, 2)), np.full(len(values), claim.margin))
-    return {"margin": claim.margin, "tasks": len(values), "difference": found.difference,
-            "interval": [found.low, found.high], "p_value": p}  # fmt: skip
+    return {"margin": claim.margin, **over_tasks(np.asarray([*differences.values()]), claim.margin)}
+
+
+def over_tasks(differences: np.ndarray, margin: float = 0.0) -> dict[str, Any]:
+    """The mean of [T, P, S], by task and seed of pre-finetuning and of fine-tuning, with its interval, and Wilcoxon's
+    p-value over tasks against the margin."""
+    found = significance.crossed_bootstrap(differences)
+    return {
+        "tasks": len(differences),
+        "difference": found.difference,
+        "interval": [found.low, found.high],
+        "p_value": significance.wilcoxon(differences.mean((1, 2)), np.full(len(differences), margin)),
+    }
 
 
 def _decide(lines: Sequence[dict[str, Any]], table: Sequence[str]) -> None:

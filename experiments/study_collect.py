@@ -220,15 +220,8 @@ def deviations(scores: np.ndarray) -> dict[str, float | None]:
 
 def versus(mine: Table, other: Table) -> dict[str, Any] | None:
     """The difference of the means over the tasks that both have, with its interval; None without such a task."""
-    if not (differences := paired(mine, other)).size:
-        return None
-    found = significance.crossed_bootstrap(differences)
-    return {
-        "tasks": len(differences),
-        "difference": found.difference,
-        "interval": [found.low, found.high],
-        "p_value": significance.wilcoxon(differences.mean((1, 2)), np.zeros(len(differences))),
-    }
+    differences = paired(mine, other)
+    return study_claims.over_tasks(differences) if differences.size else None
 
 
 def paired(mine: Table, other: Table) -> np.ndarray:
