@@ -32,12 +32,13 @@ from experiments import (
     study_settings,
     study_sweeps,
     study_tables,
+    study_tests,
     wiring,
 )
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
-from jaxprefit.downstream.significance import crossed_bootstrap
+from jaxprefit.downstream.significance import crossed_bootstrap, holm, paired_bootstrap
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked
 
@@ -527,6 +528,15 @@ def judged(gain: float, spread: float) -> Iterator[dict]:
     entry = study_grid.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
     stands = {"a": {"individual": "individual", "none": "none"}}
     yield from study_claims.judge(study_claims.measure([entry], {entry: mine}, lambda e, other: none, stands))
+
+
+def test_a_task_can_stand_out_however_many_there_are() -> None:
+    rng = np.random.default_rng(0)
+    apart = [np.stack([right, 1 - right], -1)[None] for right in (np.ones(40, int), np.zeros(40, int))]  # [1, rows, 2]
+    for tasks in (1, 12, 25, 26, 60):
+        found = paired_bootstrap(*apart, draws=study_tests.draws(tasks))
+        others = {f"{i}": float(p) for i, p in enumerate(rng.uniform(0.1, 1, tasks - 1))}
+        assert holm({"one": found.p_value, **others})["one"] < 0.05
 
 
 def test_claims_are_marked_by_the_statistics() -> None:
