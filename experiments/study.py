@@ -61,9 +61,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
         check(scoring.config)
         downstream.recipe(scoring.config)
     mine = study_grid.shard(grid, shard)
-    shapes = study_encoders.shapes(
-        grid, pathlib.Path(config.data.cache)
-    )  # a path that is wrong is told before any work
+    shapes = study_encoders.shapes(grid, pathlib.Path(config.data.cache))  # tells of a wrong path before any work
     with locked(workdir / f".shard-{shard.replace('/', '-')}" if shard else workdir):
         execute(grid, mine, workdir)
     content = study_collect.collect(config, grid, shapes, workdir)

@@ -83,7 +83,7 @@ def mode_of(config: ConfigDict, mode: str) -> str:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for what would be left out of account: settings of one family where an encoder serves both, of
-    the cells in a variant, and of LoRA in a mode whose LoRA is the variant's."""
+    the cells in a variant, of one start in what is no variant, and of LoRA in a mode whose LoRA is the variant's."""
     s = config.study
     for axis, used in (("start", s.starts), ("variant", s.variants), ("mode", s.modes)):
         for name in used:
@@ -95,7 +95,9 @@ def check(config: ConfigDict) -> None:
             if families := [f for f in TASKS if f in own and not apart]:
                 raise UserError(f"{where}.{families[0]} is of no use; only a variant of the strategies individual and "
                                 f"averaged has an encoder for each family")  # fmt: skip
-            if axis == "variant" and "downstream" in own:
+            if axis != "variant" and (others := [start for start in s.start if start in own]):
+                raise UserError(f"{where}.{others[0]} is of no use; only a variant may differ from start to start")
+            if axis == "variant" and any("downstream" in block for block in (own, *(own.get(n, ()) for n in s.start))):
                 raise UserError(f"{where}.downstream is of no use; the cells of all variants are scored alike, as "
                                 f"study.mode.NAME.downstream says")  # fmt: skip
             if axis == "mode" and "lora" in own and mode_of(config, name) == "adapter":

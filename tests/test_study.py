@@ -217,6 +217,11 @@ def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cac
         ({"study.variant": {"naive_ner2": {"strategy": "naive", "ner": {"seed": 1}}}}, "naive_ner2.ner is of no use"),
         ({"study.variant": {"naive_ner2": {"downstream": {"steps": 9}}}}, "naive_ner2.downstream is of no use"),
         (
+            {"study.variant": {"naive_ner2": {"minilm": {"downstream": {"steps": 9}}}}},
+            "naive_ner2.downstream is of no use",
+        ),
+        ({"study.mode": {"short": {"minilm": {"seed": 1}}}, "study.modes": ("short",)}, "short.minilm is of no use"),
+        (
             {
                 "study.mode": {"wide": {"downstream": {"mode": "adapter"}, "lora": {"rank": 2}}},
                 "study.modes": ("wide",),
