@@ -88,7 +88,8 @@ def overview(content: Content) -> list[str]:
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
     about = (
         "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided. Means over "
-        "places are tested as a place is, each task's difference averaged before; Holm over a line's claims of a family."
+        "places are tested as a place is, each task's difference averaged before; Holm over a line's claims about a "
+        "family."
     )
     cells = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
     return ["## In short", "", about, "", *markdown("Claims", header, cells)]
@@ -108,9 +109,10 @@ def claims(content: Content) -> list[str]:
         "For a strategy with several settings stands the one with the highest sum of mean scores on development rows "
         "(marked † above), of those with such scores; where none has, the first. A pair that was not scored at equal "
         "capacity is left out. A claim holds, or does not, where the t test over "
-        f"{'tasks and pre-finetuning seeds' if _seeds(content) > 1 else 'tasks'} finds the difference on one side of its "
-        "margin (p, adjusted by Holm over the claims about one family at a start, mode and fraction, which are fixed; "
-        "0.05); else it is undecided. The interval is not adjusted. arXiv 2510.07566; its exact settings are not public."
+        f"{'tasks and pre-finetuning seeds' if _seeds(content) > 1 else 'tasks'} finds the difference on one side of "
+        "its margin (p, adjusted by Holm over the claims about one family at a start, mode and fraction, which were "
+        "fixed beforehand; 0.05); else it is undecided. The interval is not adjusted. arXiv 2510.07566; its exact "
+        "settings are not public."
     )
     return [text, "", *markdown("Claims", header, rows)]
 

@@ -12,8 +12,8 @@ TASK_SCORE = {"ner": "strict span F1", "tc": "accuracy"}
 
 TESTED = (
     "Differences, where a claim is about them, are of the mean over seeds; * where a paired bootstrap over test rows "
-    "and seeds finds one (Holm over the tasks of a column, 0.05). study.json has their intervals, McNemar's test of each "
-    "pair of seeds, and almost-stochastic order over seeds "
+    "and seeds finds one (Holm over the tasks of a column, 0.05). study.json has their intervals, McNemar's test of "
+    "each pair of seeds, and almost-stochastic order over seeds "
 )
 ORDERED = f"(below {significance.ASO_BOUND:g}: the first is larger)."
 UNORDERED = f"(none here: fewer than {significance.ASO_SEEDS} seeds a side cannot decide it)."

@@ -17,8 +17,8 @@ Cells = Sequence[Sequence[pathlib.Path]]
 
 
 def against(mine: Cells, other: Cells, scores: tuple[np.ndarray, np.ndarray], tasks: int) -> dict[str, Any]:
-    """The difference of the main score on one task, the seeds averaged, with its interval and p-value over test rows and
-    seeds; of texts also `mcnemar`, one p-value per pair of seeds; `aso` over seeds, None where they are too few.
+    """The difference of the main score on one task, the seeds averaged, with its interval and p-value over test rows
+    and seeds; of texts also `mcnemar`, one p-value per pair of seeds; `aso` over seeds, None where they are too few.
     `scores` are [P, S] of both; `tasks` is the number of tests that `adjust` will take together.
 
     A side with one seed of pre-finetuning, such as an encoder that was not trained, stands against each of the other's.

@@ -83,8 +83,8 @@ def paired_bootstrap(
     """Difference of a corpus score on sentences and seeds drawn anew, the sentences the same for both systems.
 
     `first`, `second` are counts per sentence, [N, 3] (scored by `f1`) or [N, 2] (by `accuracy`). Seeds of one system
-    are stacked, [S, N, 3], or [P, S, N, 3] where S seeds of fine-tuning follow each of P of pre-finetuning: the score is
-    the mean over seeds. Those that count as drawn are the P, or the S where P is 1. Three seeds are too few to draw
+    are stacked, [S, N, 3], or [P, S, N, 3] where S seeds of fine-tuning follow each of P of pre-finetuning: the score
+    is the mean over seeds. Those that count as drawn are the P, or the S where P is 1. Three seeds are too few to draw
     from, so that a draw moves the mean over them by its standard error times Student's t. With one seed a side the
     interval speaks of that seed's model alone. Percentile interval; p-value as the doubled share of draws on the other
     side of zero, with 1 added to both counts (Efron and Tibshirani, 1993, chapter 13; Berg-Kirkpatrick et al., 2012,
@@ -95,27 +95,38 @@ def paired_bootstrap(
         raise UserError(
             f"the two systems were not scored on the same sentences: {sides[0].shape[2:]} and {sides[1].shape[2:]}"
         )
-    number = sides[0].shape[2]
     rng = np.random.default_rng(seed)
-    parts = []
-    for begin in range(0, draws, 500):
-        # How often each sentence is drawn: sums of counts are then one matrix product.
-        times = rng.multinomial(number, np.full(number, 1 / number), size=min(500, draws - begin)).astype(float)
-        parts.append([_seed_scores(np.einsum("kn,psnc->kpsc", times, c.astype(float), optimize=True)) for c in sides])
-    drawn = [np.concatenate(side) for side in zip(*parts)]
+    drawn = _redrawn(sides, draws, rng)
     scores = [_seed_scores(c.sum(2)[None])[0] for c in sides]
     observed = float(scores[0].mean() - scores[1].mean())
     differences = drawn[0].mean(1) - drawn[1].mean(1)
     error, freedom = _over_seeds(scores)
     if error:
         # What a sentence does to a single seed differs between seeds, and is in their spread already.
-        twice = sum(float((x - x.mean(1, keepdims=True)).var(0).mean()) / (x.shape[1] - 1) for x in drawn if x[0].size > 1)
+        twice = sum(
+            float((x - x.mean(1, keepdims=True)).var(0).mean()) / (x.shape[1] - 1) for x in drawn if x[0].size > 1
+        )
         rest = np.sqrt(max(0.0, 1 - twice / max(float(differences.var()), 1e-300)))
         differences = observed + rest * (differences - observed) + error * rng.standard_t(freedom, draws)
     tail = (1 - level) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
     return Interval(observed, float(low), float(high), float(min(1.0, 2 * (beyond + 1) / (draws + 1))))
+
+
+def _redrawn(sides: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Scores [draws, U] of each side by seed (`_seed_scores`), on sentences drawn anew; `sides` [P, S, N, 2 or 3]."""
+    # Sentences with equal counts everywhere are one kind, drawn as often as its members together.
+    number = sides[0].shape[2]
+    columns = np.concatenate([np.moveaxis(c, 2, 0).reshape(number, -1) for c in sides], 1)
+    _, first, members = np.unique(columns, axis=0, return_index=True, return_counts=True)
+    kinds = [c[:, :, first].astype(float) for c in sides]
+    parts = []
+    for begin in range(0, draws, 500):
+        # How often each is drawn: sums of counts are then one matrix product.
+        times = rng.multinomial(number, members / number, size=min(500, draws - begin)).astype(float)
+        parts.append([_seed_scores(np.einsum("kn,psnc->kpsc", times, c, optimize=True)) for c in kinds])
+    return [np.concatenate(side) for side in zip(*parts)]
 
 
 def _seed_scores(counts: np.ndarray) -> np.ndarray:
@@ -125,7 +136,7 @@ def _seed_scores(counts: np.ndarray) -> np.ndarray:
 
 
 def _over_seeds(scores: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Standard error of the difference of two systems' means over seeds [U], and its degrees of freedom (Welch, 1947)."""
+    """Standard error of the difference of two systems' means over seeds [U], and its degrees of freedom (Welch)."""
     parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1) for x in scores if len(x) > 1]
     variance = sum(v for v, _ in parts)
     return variance**0.5, variance**2 / sum(v * v / df for v, df in parts) if variance else 1.0
@@ -233,8 +244,8 @@ def almost_stochastic_order(
     """Upper bound at `confidence` on `violation`: below ASO_BOUND, `first` is almost stochastically larger.
 
     None with fewer than ASO_SEEDS scores a side, which cannot decide it. Dror et al., 2019, "Deep Dominance: How to
-    Properly Compare Deep Neural Models" (ACL). Scores are of one task, one per seed. The variance comes from a bootstrap
-    of both samples.
+    Properly Compare Deep Neural Models" (ACL). Scores are of one task, one per seed. The variance comes from a
+    bootstrap of both samples.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
     if min(len(a), len(b)) < ASO_SEEDS:
