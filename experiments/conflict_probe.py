@@ -1,6 +1,7 @@
 """Mode probe of experiments.conflict: gradients at the checkpoint's parameters, on batches drawn anew."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         row = bar.add_task("probing", total=rounds)
         found = probe(gradient, streams, shared, rounds, lambda n: bar.update(row, completed=n), views)
     rows = {name: {source: len(part) for source, part in data[name].train} for name in families}
-    repeated = [name for name in families if any(n > rows[name][source] for source, n in drawn[name].items())]
+    repeated = repeated_families(drawn, rows)
     plain = found["tangent"] if directions else found["gradient"]
     means = np.asarray([np.mean(factors[name]) for name in families])
     section = {
@@ -98,6 +99,11 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     }
     np.savez(workdir / "grams.npz", **arrays)
     return section
+
+
+def repeated_families(drawn: Mapping[str, Mapping[str, int]], rows: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Families of which some source gave more examples than it has rows; both are by family and source."""
+    return [name for name, sources in drawn.items() if any(n > rows[name][source] for source, n in sources.items())]
 
 
 def _metric(path: str, optimizer: optim.OptimizerConfig) -> dict[str, jax.Array]:
