@@ -32,9 +32,10 @@ from experiments import family_data, wiring
 from experiments.checks import check
 from jaxprefit import cli, lora
 from jaxprefit.data import mixture, sources
+from jaxprefit.data.cuts import share
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream import cells, mteb, rows
-from jaxprefit.downstream.finetune import MODES, MTEB, FinetuneConfig, TaskData, finetune
+from jaxprefit.downstream.finetune import MODES, MTEB, FinetuneConfig, TaskData, cuts_of, encoded, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
@@ -42,6 +43,7 @@ from jaxprefit.progress import GridProgress
 
 SCORES_VERSION = 2
 MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
+CUT_TOLD = 0.05  # share of a test's entities beyond max_length that is told beside the score
 NOT_RECIPE = ("ner", "tc", "seeds", "cache_mb")  # what does not change a cell's result
 
 
@@ -175,6 +177,7 @@ def summary(data: TaskData, done: list[cells.Cell]) -> dict[str, Any]:
         "test_rows": len(data.test),
         "classes": len(data.task.labels),
         "unseen": list(done[0].unseen),
+        "cuts": done[0].cuts or {"test": cuts_of(encoded(data.task, data.test)).report()},
         "mean": {k: sum(cell.scores[k] for cell in done) / len(done) for k in done[0].scores},
         "seeds": [{"seed": cell.seed, **cell.scores} for cell in done],
     }
@@ -283,11 +286,19 @@ def print_table(content: dict[str, Any]) -> None:
             main, beside = f"F1 {100 * m['f1']:.1f}", f"lenient {100 * m['f1_lenient']:.1f}"
         else:
             main, beside = f"accuracy {100 * m['accuracy']:.1f}", f"macro-F1 {100 * m['macro_f1']:.1f}"
+        if beyond := beyond_length(r, content["downstream"]["max_length"]):
+            beside += f"\n{beyond}"
         table.add_row(r["task"], main, beside, f"{r['trained_rows']:,} / {r['test_rows']:,}")
     for cell in content["failed"]:
         table.add_row(cell["task"], f"seed {cell['seed']} failed", cell["reason"], "")
     Console(width=110).print(table)
     print("NER F1 is strict IOB2 (seqeval); the lenient score repairs ill-formed tags")
+
+
+def beyond_length(result: dict[str, Any], max_length: int) -> str:
+    """What the terminal says beside a score where much of the test's entities, which count as missed, was cut."""
+    cut = share(result["cuts"]["test"], "entities")
+    return f"{100 * cut:.1f} % of its entities are beyond max_length, {max_length}: missed" if cut > CUT_TOLD else ""
 
 
 if __name__ == "__main__":

@@ -5,10 +5,18 @@ from collections.abc import Sequence
 import numpy as np
 import tokenizers
 
+from jaxprefit.data.cuts import Cuts, tagged_cuts, text_cuts
+
 
 def encode_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> np.ndarray:
     """Ids [n <= max_length] int32 of a text; a longer one is cut before its last special token."""
-    return _cut(tokenizer.encode(text).ids, max_length)
+    return counted_text(tokenizer, text, max_length)[0]
+
+
+def counted_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> tuple[np.ndarray, Cuts]:
+    """As `encode_text`, and what was cut."""
+    encoding = tokenizer.encode(text)
+    return _cut(encoding.ids, max_length), text_cuts(encoding, max_length)
 
 
 def encode_words(
@@ -19,6 +27,21 @@ def encode_words(
     The list of positions ends at the first word that does not start within `max_length`. A word that the tokenizer
     drops altogether (control characters, say) stands as the unknown token, so that positions and words stay aligned.
     """
+    encoding, first = _aligned(tokenizer, words, max_length)
+    return _cut(encoding.ids, max_length), first
+
+
+def counted_words(
+    tokenizer: tokenizers.Tokenizer, words: Sequence[str], tags: Sequence[str], max_length: int
+) -> tuple[np.ndarray, list[int], Cuts]:
+    """As `encode_words`, and what of the words and of the entities in their `tags` was cut."""
+    encoding, first = _aligned(tokenizer, words, max_length)
+    return _cut(encoding.ids, max_length), first, tagged_cuts(tags, len(first), len(encoding.ids), max_length)
+
+
+def _aligned(
+    tokenizer: tokenizers.Tokenizer, words: Sequence[str], max_length: int
+) -> tuple[tokenizers.Encoding, list[int]]:
     encoding = tokenizer.encode(list(words), is_pretokenized=True)
     present = set(encoding.word_ids)
     if any(i not in present for i in range(len(words))):
@@ -29,7 +52,7 @@ def encode_words(
     for position, word in enumerate(encoding.word_ids):
         if word == len(first) and position < max_length - 1:  # the last place belongs to [SEP]
             first.append(position)
-    return _cut(encoding.ids, max_length), first
+    return encoding, first
 
 
 def pad_ids(rows: Sequence[np.ndarray], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,7 @@ class Cell:
     labels: tuple[str, ...]
     predictions: Predictions  # indices into labels, per test row
     counts: list[list[int]]  # per test row, what `significance.paired_bootstrap` takes: [N, 3] of NER, [N, 2] of TC
+    cuts: dict[str, dict[str, int]] | None = None  # reports of `Finetuned.cuts`; None in cells of before they were kept
 
 
 def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
@@ -43,7 +44,7 @@ def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
         return predictions
     return Cell(
         data.name, data.family, seed, found.train_rows, found.unseen, scores(data, predictions), data.task.labels,
-        predictions, counts(data, predictions).tolist(),
+        predictions, counts(data, predictions).tolist(), {rows: cuts.report() for rows, cuts in found.cuts.items()},
     )  # fmt: skip
 
 

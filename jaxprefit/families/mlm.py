@@ -22,6 +22,7 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.cuts import Cuts
 from jaxprefit.data.packing import Packing
 from jaxprefit.encoder import gelu
 from jaxprefit.errors import UserError
@@ -45,6 +46,7 @@ class MlmFamily(Family):
     name = "mlm"
     kind = "text"
     accumulates = True
+    windows = True
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -84,7 +86,7 @@ class MlmFamily(Family):
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         """'texts': the whole text's ids, uncut; 'words' [n]: which word a token belongs to, NO_WORD if special;
-        'weights' [number of words]: how readily each is chosen."""
+        'weights' [number of words]: how readily each is chosen. What is 'cuts' is said when `draw` takes a window."""
         ids, words = self._encode(record["text"])
         weights = np.ones(words.max(initial=NO_WORD) + 1)
         if self.idf is not None:
@@ -111,7 +113,13 @@ class MlmFamily(Family):
         random = self.ordinary[rng.integers(len(self.ordinary), size=len(ids))]
         masked = np.select([fate == _MASKED, fate == _RANDOM], [np.int32(self.mask_id), random], ids)
         positions = np.flatnonzero(fate != _LEFT)
-        return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions]}
+        cuts = self._cuts(example["texts"][0], example["words"], words)
+        return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions], "cuts": cuts}
+
+    def _cuts(self, ids: np.ndarray, words: np.ndarray, inside: np.ndarray) -> Cuts:
+        """What is outside a window of a text; `inside` are the entries of `words` in the window."""
+        number, begun = (len(np.setdiff1d(w, [NO_WORD])) for w in (words, inside))
+        return Cuts(1, int(len(ids) > self.max_length), number, number - begun)
 
     def _window(self, ids: np.ndarray, words: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """At most `max_length` tokens, with [CLS] and [SEP] at the ends; begins at a word, ends after one if it can."""
