@@ -92,7 +92,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         stream.close()
     for name, of in section["cuts"].items():
         if (cuts := Cuts.total(Cuts(**c) for c in of.values())).cut_texts:
-            print(f"{name}: {sentence(cuts.report())} {'windowed' if setup.families[name].windows else 'cut'}")
+            print(f"{name}: {sentence(cuts.report())} {'windowed' if data[name].family.windows else 'cut'}")
     workdir.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{view}:{block}:{part}": x

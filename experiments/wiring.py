@@ -196,6 +196,11 @@ def reopen(
     for name, family in families.items():
         if family.describe() != model.meta["families"][name]:
             raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
+    if {name: fingerprints(data[name]) for name in families} != model.meta["data"]:
+        _warn(
+            "the rows to train on are not those that the run was trained on (other data, or a version of before the "
+            "held-out rows were drawn over the whole file), so held-out numbers may be of rows it has seen"
+        )
     parts = accumulation(saved, config.run.accumulate, {n: f for n, f in families.items() if f.accumulates}, 1)
     return saved, data, train.Setup(Encoder(model.config, config.run.remat), families, strategy, {}, parts=parts)
 
@@ -237,7 +242,12 @@ def saved_config(config: ConfigDict) -> dict[str, Any]:
 
 def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
     """Trained family -> source -> `mixture.Rows.fingerprint`."""
-    return {f: {name: rows.fingerprint for name, rows in run.data[f].train} for f in run.setup.families}
+    return {f: fingerprints(run.data[f]) for f in run.setup.families}
+
+
+def fingerprints(data: family_data.FamilyData) -> dict[str, str]:
+    """Source -> `mixture.Rows.fingerprint` of the rows trained on."""
+    return {name: rows.fingerprint for name, rows in data.train}
 
 
 def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:

@@ -1,11 +1,14 @@
 """Tokenisation and padding. Ids include [CLS] and [SEP] as the tokenizer's own template adds them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from jaxprefit.data.cuts import Cuts, tagged_cuts, text_cuts
+
+TEXTS = ("a", "b", "negative", "text")  # fields of records that hold a running text
 
 
 def encode_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> np.ndarray:
@@ -37,6 +40,16 @@ def counted_words(
     """As `encode_words`, and what of the words and of the entities in their `tags` was cut."""
     encoding, first = _aligned(tokenizer, words, max_length)
     return _cut(encoding.ids, max_length), first, tagged_cuts(tags, len(first), len(encoding.ids), max_length)
+
+
+def record_cuts(
+    tokenizer: tokenizers.Tokenizer, record: Mapping[str, Any], max_length: int, prefixes: Mapping[str, str]
+) -> Cuts:
+    """What of a record of any kind is beyond `max_length`; `prefixes` by field are put before its texts."""
+    if "tokens" in record:
+        return counted_words(tokenizer, record["tokens"], record["tags"], max_length)[2]
+    texts = (prefixes.get(field, "") + record[field] for field in TEXTS if record.get(field))
+    return Cuts.total(counted_text(tokenizer, text, max_length)[1] for text in texts)
 
 
 def _aligned(

@@ -153,7 +153,6 @@ def finetune(
     if not examples:
         reason = f"fits downstream.shots, {cfg.shots}; take more shots" if cfg.shots else "is left; give it more rows"
         raise UserError(f"task '{data.name}': no training row {reason}")
-    asked = encoded(data.task, data.test)
     keys = [jax.random.split(jax.random.key(seed)) for seed in chosen]  # of the start, of dropout
     starts = [start_params(model, data, spec, cfg.mode, key) for key, _ in keys]
     layer = frozen_layers(starts[0], cfg.mode, model.config.num_layers)
@@ -172,12 +171,12 @@ def finetune(
         state, losses = step(backbone, state, dropout_keys, jax.tree.map(lambda *x: np.stack(x), *batch))
         on_step(number)
 
-    predictions = predict(recipe, backbone, state.params, data.task, asked, length)
+    predictions = predict(recipe, backbone, state.params, data, length)
     outcomes: dict[int, Predictions | UserError] = {}
     for seed, loss, found in zip(chosen, np.asarray(losses), predictions):
         reason = f"task '{data.name}': the loss is {loss} after {cfg.steps} steps; lower the learning rates"
         outcomes[seed] = found if np.isfinite(loss) else UserError(reason)
-    cuts = {"train": cuts_of(examples), "test": cuts_of(asked)}
+    cuts = {"train": cuts_of(examples), "test": cuts_of(encoded(data.task, data.test))}
     return Finetuned(outcomes, len(examples), unseen(data.task, examples), cuts)
 
 
@@ -192,14 +191,10 @@ def cuts_of(examples: Iterable[Mapping[str, Any]]) -> Cuts:
 
 
 def predict(
-    recipe: seeds.Recipe,
-    backbone: Mapping,
-    flat: Mapping[str, jax.Array],
-    task: Task,
-    examples: Sequence[Mapping[str, Any]],
-    length: int,
+    recipe: seeds.Recipe, backbone: Mapping, flat: Mapping[str, jax.Array], data: TaskData, length: int
 ) -> list[Predictions]:
-    """Predictions of every seed on the encoded test rows; what is frozen is computed once for all seeds."""
+    """Predictions of every seed on the test rows, in their order; what is frozen is computed once for all seeds."""
+    examples = encoded(data.task, data.test)
     ids = [e["ids"] for e in examples]
     features = Features(recipe.encoder, backbone, recipe.layer, ids, length, limit=0)
     layout = Layout.of(batches.TEST_ROWS, length)
@@ -210,7 +205,7 @@ def predict(
         batch = {"features": features.lay(texts, packing), "segments": packing.segments()}
         for mine, classes in zip(out, np.asarray(classes_of(backbone, flat, batch))):
             for t, i in enumerate(texts):
-                mine[i] = task.read(classes, examples[i], packing, t)
+                mine[i] = data.task.read(classes, examples[i], packing, t)
     return out
 
 

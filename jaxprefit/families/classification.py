@@ -30,8 +30,8 @@ from jaxprefit.pretrained import Pretrained
 @dataclasses.dataclass(frozen=True)
 class ClassificationFamily(Family):
     """Batch: input_ids, segments [R, L] int32; a_slot, b_slot [N] int32, where the pooled vectors of each pair stand;
-    a_key, b_key [N] int32, equal for texts of equal tokens; valid [N] bool, False where there is no pair. With hard negatives
-    also c_slot, c_key, c_valid [N]. N = layout.slots // 2."""
+    a_key, b_key [N] int32, equal for texts of equal tokens; valid [N] bool, False where there is no pair. With hard
+    negatives also c_slot, c_key, c_valid [N]. N = layout.slots // 2."""
 
     name = "tc"
     kind = "pairs"

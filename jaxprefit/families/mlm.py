@@ -34,6 +34,7 @@ MASKED, RANDOM = 0.8, 0.1  # shares of the chosen words; the rest stays as it is
 HEADROOM = 1.25  # places for predictions in a row, over the number expected in a full one
 NORM_EPS = 1e-12  # as BERT's
 COUNTED = 20_000  # texts that document frequencies are taken from
+CHECKED = 100  # texts of a source in which a word is looked for
 NO_WORD = -1  # a special token's word
 _LEFT, _MASKED, _RANDOM, _KEPT = range(4)  # what becomes of a word: not chosen, or chosen and ...
 
@@ -69,12 +70,24 @@ class MlmFamily(Family):
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         ordinary = np.asarray(sorted(set(tokenizer.get_vocab().values()) - special), np.int32)
         family = cls(tokenizer, config["max_length"], config["mask_share"], mask_id, ordinary, None)
+        for source in sources:
+            family._check_words(source)
         if config["masking"] == "uniform":
             return family
         documents = _sample(sources)
         frequency = Counter(w for d in documents for w in set(_words(*family._encode(d)).values()))
         idf = {word: math.log((1 + len(documents)) / (1 + n)) + 1 for word, n in frequency.items()}
         return dataclasses.replace(family, idf=idf, idf_unseen=math.log(1 + len(documents)) + 1)
+
+    def _check_words(self, source: Prepared) -> None:
+        """Raises UserError for a source of whose texts the tokenizer knows no word: nothing is predicted there."""
+        every = max(1, len(source) // CHECKED)
+        texts = [source[i]["text"] for i in range(0, len(source), every)][:CHECKED]
+        if not any((self._encode(text)[1] != NO_WORD).any() for text in texts):
+            raise UserError(
+                f"source '{source.name}': the tokenizer knows no word of {len(texts)} of its texts, so that there is "
+                "nothing to predict; take a tokenizer for this language or script, or other text"
+            )
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         d = start.config.hidden_size
