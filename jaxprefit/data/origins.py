@@ -39,7 +39,7 @@ class Source:
       tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
       hub: a dataset of the Hugging Face hub, or a folder laid out like one; with its subset and revision.
       split: of a folder, TFDS or the hub; for these two also a slice such as "train[:10%]".
-      format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
+      format, columns, scheme, delimiter, quotes: as for ``readers.read``; columns as (field, column) pairs.
       limit: only the first so many rows; 0 for all.
       blank: what to do with a row whose text is blank: "refuse" the source, or "skip" the row.
     """
@@ -57,6 +57,8 @@ class Source:
     hub: str = ""
     subset: str = ""
     revision: str = ""
+    delimiter: str = ""
+    quotes: str = ""
 
 
 def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
@@ -95,6 +97,8 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
             format=source.format or None,
             columns=columns,
             scheme=source.scheme,
+            delimiter=source.delimiter or None,
+            quotes=source.quotes or None,
             limit=source.limit,
             dropped=dropped if source.blank == "skip" else None,
         )
@@ -105,8 +109,8 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
 
 def _split_file(folder: Path, split: str) -> Path:
     names = sorted(os.listdir(folder))
-    wanted = {f"{split}{suffix}{c}" for suffix in FORMATS for c in ("", *COMPRESSED)}
-    found = [name for name in names if name in wanted]
+    wanted = {f"{split}{suffix}{c}".lower() for suffix in FORMATS for c in ("", *COMPRESSED)}
+    found = [name for name in names if name.lower() in wanted]
     if len(found) == 1:
         return folder / found[0]
     if found:
