@@ -29,10 +29,15 @@ def table_rows(
     def feed() -> Iterator[str]:
         nonlocal at_start
         for _, line in marked_lines(path):
-            yield line.removeprefix(MARK) if at_start else line
-            at_start = False
+            text, at_start = line.removeprefix(MARK) if at_start else line, False
+            yield text
 
-    reader = _reader(path, feed(), delimiter, bool(quotes))
+    csv.field_size_limit(MAX_LINE)  # else 128 KiB; an open quote still cannot eat a whole file
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise UserError(f"{path}: the delimiter {delimiter!r} cannot be; give one character (%09 is a tab)")
+    reader = csv.reader(
+        feed(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True
+    )
     heading: list[str] = []
     names: set[str] = set()
     number = 1
@@ -56,14 +61,6 @@ def table_rows(
     except csv.Error as error:
         hint = "save the file with \\n as line end" if "new-line" in str(error) else "mend the quotes"
         raise UserError(f"{path}:{number}: not CSV ({str(error).partition(' - ')[0]}); {hint}") from None
-
-
-def _reader(path: Path, lines: Iterator[str], delimiter: str, quotes: bool):  # type: ignore[no-untyped-def]
-    csv.field_size_limit(MAX_LINE)  # else 128 KiB; an open quote still cannot eat a whole file
-    if len(delimiter) != 1 or delimiter in '"\r\n':
-        raise UserError(f"{path}: the delimiter {delimiter!r} cannot be; give one character (%09 is a tab)")
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
-    return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
 
 
 def _check_quotes(where: str, row: Sequence[str]) -> None:
