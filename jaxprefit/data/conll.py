@@ -76,8 +76,9 @@ class _Layout:
         """Whether a line that a sentence could begin with is none of its tokens: the token "#" has a tag."""
         if not line.startswith(("# ", "#\t")):
             return False
-        of_other_form = line[1] == " " and not is_tag(cells[self.indices.get("tags", -1)], self.scheme)
-        return len(cells) != self.columns or of_other_form
+        if len(cells) != self.columns:
+            return True
+        return line[1] == " " and not is_tag(cells[self.indices.get("tags", -1)], self.scheme)
 
 
 def _sentences(path: Path, layout: _Layout, longest: int) -> Iterator[tuple[int, Sentence]]:
