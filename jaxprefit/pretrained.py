@@ -266,8 +266,8 @@ def _tell(folder: pathlib.Path, sentence: SentenceSettings) -> None:
     """Logs what of a directory's own use is followed by some programs, or by none."""
     if sentence.pooling != "mean":
         _log.warning(
-            f"{folder}: its vector of a text is {sentence.pooling}-pooled; encode() and downstream.mode=mteb follow that, training "
-            " and all else take the mean of the tokens"
+            f"{folder}: its vector of a text is {sentence.pooling}-pooled; encode() and downstream.mode=mteb follow "
+            "that, training and all else take the mean of the tokens"
         )
     if prompt := sentence_settings.default_prompt(folder):
         _log.warning(f"{folder}: its default prompt {prompt!r} is not put before texts; put it there yourself")

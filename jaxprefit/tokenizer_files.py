@@ -49,12 +49,12 @@ def read_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
         )
     except Exception as e:  # the library raises bare Exception
         raise UserError(f"{file}: not a readable tokenizer ({one_line(e)})") from e
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
     if file.name == "tokenizer.json" and named not in _GENERIC:
         _compare(folder, tokenizer, settings, bert=named is not None)
     for number, token in _added_tokens(folder, settings):
         _add(folder, tokenizer, number, token)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     return tokenizer
 
 
