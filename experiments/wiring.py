@@ -26,8 +26,9 @@ from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
-from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
+from jaxprefit.pretrained import Pretrained, load_pretrained
 from jaxprefit.sharding import check_rows, hidden_rows, make_mesh, put_batch, put_state, row_devices, shardings
+from jaxprefit.tokenizer_files import read_tokenizer
 
 Scores = dict[str, dict[str, float]]
 
