@@ -3,15 +3,17 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from jaxprefit.distributed import first
 from jaxprefit.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -63,7 +65,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             holder = file.read() or "another run"
             raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another --workdir") from None
         except OSError as e:  # some network file systems have no locks
-            print(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there", file=sys.stderr)
+            _log.warning(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+import logging
 import os
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -16,8 +16,11 @@ from jaxprefit.data.encode import encode_text, pad_ids
 from jaxprefit.encoder import Encoder, EncoderConfig, mean_pool
 from jaxprefit.errors import UserError
 from jaxprefit.parameter_names import tree_shapes
+from jaxprefit.paths import user_path
 from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained
 from jaxprefit.strategies import Strategy, make, trainable_and_total
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +103,14 @@ class Model:
 def load(path: str | os.PathLike) -> Model:
     """A model from a run's workdir (its newest step), a step's folder, a Hugging Face directory or a hub name.
 
-    Prints trainable and total parameter counts of a run. Raises UserError where nothing can be loaded.
+    Logs trainable and total parameter counts of a run. Raises UserError where nothing can be loaded.
     """
-    folder = checkpoints.find(pathlib.Path(path))
+    place = user_path(path)
+    folder = checkpoints.find(place)
     if folder is None:
-        if pathlib.Path(path).is_dir() and not (pathlib.Path(path) / "config.json").is_file():
+        if place.is_dir() and not (place / "config.json").is_file():
             raise UserError(f"{path} is neither a run (it has no checkpoints/) nor an encoder (it has no config.json)")
-        weights = pathlib.Path(path) / "model.safetensors"
+        weights = place / "model.safetensors"
         if weights.with_name("summary.json").is_file() and not weights.is_file():
             raise UserError(f"{path} is a run without its checkpoints/; copy that folder back, or train again")
         start = load_pretrained(path)
@@ -122,7 +126,7 @@ def load(path: str | os.PathLike) -> Model:
         raise UserError(f"{folder}: its tokenizer cannot be read; copy the checkpoint again, whole") from e
     trainable, total = trainable_and_total(strategy.counts(saved.params))
     at = f"strategy {strategy.name}, step {saved.meta['step']}"
-    print(f"{folder}: {at}, {trainable:,} of {total:,} parameters trainable")
+    _log.info(f"{folder}: {at}, {trainable:,} of {total:,} parameters trainable")
     return Model(config, saved.params, tokenizer, strategy, saved.meta)
 
 

@@ -23,6 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.parameter_names import names_in_files, transposed, tree_shapes
+from jaxprefit.paths import user_path
 
 # Tensors a file may hold beside the encoder: the pooler, heads of the pre-training, a buffer of old versions.
 _BESIDE = re.compile(r"^(pooler\.|cls\.|classifier\.|pre_classifier\.|vocab_|qa_outputs\.|embeddings\.position_ids$)")
@@ -77,7 +78,7 @@ def save_pretrained(
     path: str | os.PathLike, config: EncoderConfig, params: dict, tokenizer: tokenizers.Tokenizer
 ) -> None:
     """Writes `config.json`, `model.safetensors` and `tokenizer.json`; all of them or none."""
-    path = pathlib.Path(path)
+    path = user_path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty directory; choose another path to export to")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -157,7 +158,7 @@ def read_tokenizer(folder: pathlib.Path) -> tokenizers.Tokenizer:
 
 
 def _resolve(path: str | os.PathLike) -> pathlib.Path:
-    folder = pathlib.Path(path)
+    folder = user_path(path)
     if folder.is_dir():
         return folder
     if folder.is_file():

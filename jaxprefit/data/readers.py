@@ -28,6 +28,7 @@ from jaxprefit.data.records import (
     source_columns,
 )
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
 
 MAX_LINE = 16 * 2**20  # bytes; a longer line is a file of another kind, not a record
 MAX_TOKENS = 100_000  # in a CoNLL sentence; more means that the blank lines are missing
@@ -81,7 +82,7 @@ def read(
     Raises:
       UserError: at once for a wrong setting or path, and while reading for a wrong row.
     """
-    path = Path(path)
+    path = user_path(path)
     spec = check_settings(path, kind, columns or {}, scheme, limit or 0)
     if os.path.isdir(path):  # os.path, since Path's own raise for a name that is too long
         raise UserError(f"{path}: is a folder, not a file; name the file in it")
