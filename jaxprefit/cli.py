@@ -50,6 +50,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             print(_help(doc, {"workdir": _WORKDIR, **extra}, _config_file(argv, config)))
             sys.exit(0)
         try:
+            argv = [_at_home(argument) for argument in argv]
             sys.argv[:] = _with_fragments(argv, _leaves(_config_file(argv, config)))  # there the flag library looks too
             return flags.FLAGS(sys.argv)
         except SystemExit:
@@ -127,6 +128,12 @@ def _keep_compiled(settings: ConfigDict, workdir: pathlib.Path) -> None:
     elif settings.run.compilation_cache:
         cache = user_path(settings.data.cache) if settings.data.cache else workdir.parent / "cache"
         jax.config.update("jax_compilation_cache_dir", str((cache / "compiled").absolute()))
+
+
+def _at_home(argument: str) -> str:
+    """`argument` with ~ expanded where it is --config=FILE, of which the shell does not do it."""
+    flag, equals, file = argument.partition("=")
+    return f"{flag}={user_path(file)}" if equals and file and flag in ("--config", "-config") else argument
 
 
 def _with_fragments(argv: Sequence[str], leaves: Mapping[str, Any]) -> list[str]:
