@@ -47,6 +47,7 @@ MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
 NOT_RECIPE = ("ner", "tc", "seeds", "cache_mb")  # what does not change a cell's result
 
 
+@owned("downstream")
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
     """Scores every task of the config, and returns what scores.json holds."""
     if not checkpoint:

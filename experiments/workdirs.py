@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ml_collections import ConfigDict
@@ -134,15 +134,15 @@ def check(workdir: pathlib.Path, program: str) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; give the name of a folder, new or old")
     for folder in (path := workdir.absolute(), *path.parents):
-        if folder.name in MANAGED and _writers(folder.parent):
+        if folder.name in MANAGED and _is_workdir(folder.parent):
             raise UserError(f"{workdir} is inside {folder}, where a run keeps its own files; give another --workdir")
     try:
         entries = {p.name for p in workdir.iterdir()} - NOT_COUNTED if workdir.exists() else set()
     except OSError as e:
         raise UserError(f"{workdir} cannot be read ({e.strerror}); give another --workdir") from e
-    if not entries or program in (writers := _writers(workdir)):
+    if not entries or program in _marked(workdir) or _holds(workdir, PROGRAMS[program].results):
         return
-    if not writers:
+    if not _is_workdir(workdir):
         raise UserError(
             f"{workdir} is not empty, and no run of {program} has written it; give --workdir a new or empty folder"
         )
@@ -154,10 +154,13 @@ def check(workdir: pathlib.Path, program: str) -> None:
         )
 
 
-def _writers(workdir: pathlib.Path) -> set[str]:
-    """Names of the programs that have written a folder."""
-    known = {name for name, p in PROGRAMS.items() if any(_is_ours(f) for glob in p.results for f in workdir.glob(glob))}
-    return known | {*_marked(workdir)}
+def _is_workdir(folder: pathlib.Path) -> bool:
+    """Whether any program has written it; a folder that holds workdirs is none."""
+    return is_marked(folder) or _holds(folder, [g for p in PROGRAMS.values() for g in p.results if "/" not in g])
+
+
+def _holds(folder: pathlib.Path, globs: Iterable[str]) -> bool:
+    return any(_is_ours(file) for glob in globs for file in folder.glob(glob))
 
 
 def _marked(workdir: pathlib.Path) -> list[str]:
