@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,9 +19,15 @@ from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
 from jaxprefit.nonfinite import POLICIES
+from jaxprefit.paths import user_path
 from jaxprefit.surgery import SCOPES
 
 _NAME = set(string.ascii_letters + string.digits + "_-")  # of a study's parts, which name folders
+
+PATHS = (
+    "model.path", "model.vocab_path", "data.root", "data.cache", "data.ner.teacher", "data.ner.teacher_cache"
+)  # fmt: skip
+NO_PATHS = ("tfds:", "hub:", "generated:", "@")  # how a source begins that is none
 
 EXHAUSTION = ("repeat", "stop")
 
@@ -144,6 +150,9 @@ def check(config: ConfigDict) -> None:
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+        _check_paths(key, [item for item in _get(config, key) if not item.startswith(NO_PATHS)])
+    for key in PATHS:
+        _check_paths(key, filter(None, [_get(config, key)]))
     _check_tc(config)
     if config.filter.sample <= config.filter.top_k:
         raise UserError(f"filter.sample is {config.filter.sample}; it must exceed filter.top_k, {config.filter.top_k}")
@@ -156,6 +165,15 @@ def check(config: ConfigDict) -> None:
         seeds = _get(config, key)
         if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
             raise UserError(f"{key} is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
+
+
+def _check_paths(key: str, paths: Iterable[str]) -> None:
+    """Raises UserError for one that cannot be a path, before hours of work that would end at it."""
+    for path in paths:
+        try:
+            user_path(path)
+        except UserError as e:
+            raise UserError(f"{key}: {e}") from None
 
 
 def check_study(config: ConfigDict) -> None:

@@ -18,14 +18,17 @@ from ml_collections import ConfigDict
 from experiments import conflict, conflict_ablate, conflict_trial, family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import words
 from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed
 from jaxprefit.files import write_text
+from jaxprefit.terminal import lines
 
 STRATEGIES = ("naive", "task_primary")
 
 
+@owned("conflict_study")
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Runs what is not there yet, and returns what conflict_study.md holds."""
     check(config)
@@ -48,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
         trial = conflict_trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
     text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, trial))
     write_text(workdir / "conflict_study.md", text)
-    print(text)
+    print(lines(text))
     return text
 
 

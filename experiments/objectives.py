@@ -22,15 +22,18 @@ import jaxprefit
 from experiments import downstream, family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells, significance
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
+from jaxprefit.terminal import lines
 
 OBJECTIVES_VERSION = 1
 
 
+@owned("objectives")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
@@ -75,7 +78,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     write_json(workdir / "objectives.json", content)
     text = "\n".join(report(content))
     write_text(workdir / "objectives.md", text)
-    print(text)
+    print(lines(text))
     return content
 
 
