@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, family_data, prefinetune
+from experiments import downstream, family_data, prefinetune, task_data
 from experiments.checks import check
 from experiments.tables import markdown
 from jaxprefit import cli
@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
-    families = [*dict.fromkeys(family for family, _ in downstream.task_sources(config))]
+    families = [*dict.fromkeys(family for family, _ in task_data.task_sources(config))]
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
     for c in configs.values():  # all of them before the first is trained
         check(c)

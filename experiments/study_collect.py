@@ -18,6 +18,7 @@ from experiments import (
     study_settings,
     study_sweeps,
     study_tests,
+    task_data,
 )
 from experiments.study_claims import Table
 from experiments.study_grid import Entry, Grid, Scoring
@@ -130,7 +131,7 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     content = read_json(file)
     if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
         return Scored({}, {}, {}, ())
-    wanted, seeds = {downstream.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
+    wanted, seeds = {task_data.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
     entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}
     scores = {
         name: {s["seed"]: s[downstream.MAIN_SCORE[t["family"]]] for s in t["seeds"] if s["seed"] in seeds}
@@ -151,7 +152,7 @@ def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
     """The tasks of which every cell is there."""
     out = {}
     for source in scorings[0].tasks:
-        name = downstream.task_name(source)
+        name = task_data.task_name(source)
         found = [[scored[s.folder].scores.get(name, {}).get(seed) for seed in s.config.downstream.seeds]
                  for s in scorings]  # fmt: skip
         if all(value is not None for line in found for value in line):
