@@ -57,7 +57,7 @@ def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list
     """The sources that the config names for a family."""
     kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     named = resolve(c[name].sources, kind, DATASETS)
-    sources.check_different(f"data.{name}.sources", named, c.root)
+    sources.check_different(f"data.{name}.sources names the source", named, c.root)
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
     for p in prepared:  # names that the source string gives go before those of the registry
         p.names = {**concepts(p.name, p.types, DATASETS), **p.names}

@@ -49,10 +49,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
     none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
     compared: list[dict[str, Any]] = []
+    left_out = {t["task"]: t["notes"][0] for found in scores.values() for t in found["tasks"] if not t["averaged"]}
     for family in families:
         strategy = f"individual_{family}"
         for entry in scores[strategy]["tasks"]:
-            if entry["task"] in none and entry["family"] == family:
+            if entry["task"] in none and entry["family"] == family and entry["task"] not in left_out:
                 folders = workdir / "none" / "downstream", workdir / strategy / "downstream"
                 compared.append(compare(none[entry["task"]], entry, *folders))
     adjusted = significance.holm({entry["task"]: entry["p_value"] for entry in compared})
@@ -69,6 +70,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             for f in families
         },
         "tasks": compared,
+        "left_out": left_out,
         "families": {f: of_family([entry for entry in compared if entry["family"] == f]) for f in families},
         "failed": [{"strategy": name, **cell} for name, found in scores.items() for cell in found["failed"]],
     }
@@ -169,6 +171,7 @@ def report(content: dict[str, Any]) -> list[str]:
         lines += markdown(f"{family.upper()}: {names[family]}", header, rows)
         beats = f"individual_{family} beats none on {total['wins']} of {total['tasks']} tasks"
         lines += [f"{beats} (last p: Wilcoxon's signed-rank test over tasks).", ""]
+    lines += [f"- left out, as its score says nothing: {task}: {why}" for task, why in content["left_out"].items()]
     for cell in content["failed"]:
         lines.append(f"- failed: {cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}")
     return lines

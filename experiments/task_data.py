@@ -23,7 +23,9 @@ def task_sources(config: ConfigDict) -> list[tuple[str, str]]:
     named = [(f, name) for f, cls in TASKS.items() for name in resolve(config.downstream[f], cls.kind, DATASETS)]
     if not named:
         raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
-    sources.check_different("downstream.ner and downstream.tc", [source for _, source in named], config.data.root)
+    sources.check_different(
+        "downstream.ner and downstream.tc name the task", [source for _, source in named], config.data.root
+    )
     return named
 
 

@@ -90,10 +90,10 @@ def has_development_rows(text: str, kind: str, root: str) -> bool:
     return "split" not in options and folder.is_dir() and origins.has_split(folder, "dev")
 
 
-def check_different(setting: str, texts: Iterable[str], root: str) -> None:
+def check_different(naming: str, texts: Iterable[str], root: str) -> None:
     """Raises UserError where two of the sources `texts` are one, by name or by two spellings of a path.
 
-    Options make no other source: a name ends before '?'.
+    Options make no other source: a name ends before '?'. `naming` begins the message: 'SETTING names the source'.
     """
     first: dict[str, str] = {}
     for text in texts:
@@ -105,7 +105,7 @@ def check_different(setting: str, texts: Iterable[str], root: str) -> None:
         if same in first:
             spelled = "" if first[same] == address else f", once as {first[same]}"
             raise UserError(
-                f"{setting} names {address} twice{spelled} (a name ends before '?'); name it once, or give a "
+                f"{naming} {address} twice{spelled} (a name ends before '?'); name it once, or give a "
                 "copy of its files another name"
             )
         first[same] = address

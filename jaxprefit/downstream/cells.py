@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxprefit.downstream import significance
-from jaxprefit.downstream.evaluate import score
+from jaxprefit.downstream.evaluate import score, strict_scores
 from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
@@ -91,6 +91,8 @@ def read(file: pathlib.Path) -> Cell:
         for key in ROWS:
             content[key] = [[int(c) for c in line.split()] for line in content[key]]
         content["unseen"], content["labels"] = tuple(content["unseen"]), tuple(content["labels"])
+        if content["family"] == "ner":  # of an older version they may be other than those of the counts
+            content["scores"] |= strict_scores(content["counts"])
         return Cell(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{file} is damaged ({type(error).__name__}); delete it, and it is computed again"

@@ -7,6 +7,9 @@ scikit-learn is imported when it is needed: what it imports starts a thread that
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from jaxprefit.downstream.significance import f1, span_counts
 
 
@@ -27,14 +30,21 @@ def ner_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
     continue a span of its type. All scores are of the counts of `significance.span_counts`. They are those of seqeval,
     but for types with a hyphen at an end, which seqeval's strict mode strips: there PER and PER- are one type.
     """
-    counts = span_counts(gold, predicted).sum(0)
-    right, wrong, missed = counts.tolist()
     return {
-        "f1": float(f1(counts)),
-        "precision": right / max(right + wrong, 1),
-        "recall": right / max(right + missed, 1),
+        **strict_scores(span_counts(gold, predicted)),
         "f1_lenient": float(f1(span_counts(repaired(gold), repaired(predicted)).sum(0))),
         "ill_formed": sum(map(ill_formed, predicted)) / len(predicted),
+    }
+
+
+def strict_scores(counts: npt.ArrayLike) -> dict[str, float]:
+    """F1, precision and recall of the spans counted, [N, 3] of `significance.span_counts`."""
+    total = np.sum(counts, 0)
+    right, wrong, missed = total.tolist()
+    return {
+        "f1": float(f1(total)),
+        "precision": right / max(right + wrong, 1),
+        "recall": right / max(right + missed, 1),
     }
 
 
