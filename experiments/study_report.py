@@ -37,6 +37,8 @@ def report(content: Content) -> list[str]:
     if counts["done"] < counts["all"]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
+    for task, why in content.get("left_out", {}).items():
+        lines += [f"{task} is left out of every mean, difference and test: {why}.", ""]
     lines += overview(content)
     lines += ["## Main table", "", *main_tables(content)]
     if over_none(content):

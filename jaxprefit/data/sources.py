@@ -34,7 +34,7 @@ from typing import Any
 
 import rich.progress
 
-from jaxprefit.data import addresses, builders, synthetic
+from jaxprefit.data import addresses, builders, origins, synthetic
 from jaxprefit.data.names import read_names
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
@@ -42,6 +42,7 @@ from jaxprefit.paths import user_path
 from jaxprefit.terminal import printable, progress_bar
 
 _log = logging.getLogger(__name__)
+MAX_SEED = 2**32 - 1  # what JAX and NumPy both take as it stands: a key of JAX has the seed's last 32 bits
 _OPTIONS = ("split", "limit", "format", "scheme", "blank")
 _FILE_OPTIONS = ("delimiter", "quotes")
 _GENERATED: dict[str, Callable[..., Any]] = {
@@ -91,12 +92,34 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
 
 
 def has_development_rows(text: str, kind: str, root: str) -> bool:
-    """Whether the source is generated, or a folder with a file of a split named dev. Of TFDS and the hub: never."""
+    """Whether the source is generated, or a folder with a file of a usual name (`origins.SPLIT_NAMES`). Of TFDS and the
+    hub: never."""
     address, options = _parse(text, kind)
     if address.startswith("generated:"):
         return "split" not in options
     folder = pathlib.Path(_under(root, address))
-    return "split" not in options and folder.is_dir() and any(name.startswith("dev.") for name in os.listdir(folder))
+    return "split" not in options and folder.is_dir() and origins.has_split(folder, "dev")
+
+
+def check_different(naming: str, texts: Iterable[str], root: str) -> None:
+    """Raises UserError where two of the sources `texts` are one, by name or by two spellings of a path.
+
+    Options make no other source: a name ends before '?'. `naming` begins the message: 'SETTING names the source'.
+    """
+    first: dict[str, str] = {}
+    for text in texts:
+        address = text.partition("?")[0]
+        prefix = next((p for p in ("hub:", "tfds:", "generated:") if address.startswith(p)), "")
+        path = _under_if_there(root, address[len(prefix) :]) if prefix == "hub:" else _under(root, address)
+        there = not prefix or (prefix == "hub:" and os.path.isdir(path))
+        same = prefix + os.path.realpath(path) if there else address.rstrip("/")
+        if same in first:
+            spelled = "" if first[same] == address else f", once as {first[same]}"
+            raise UserError(
+                f"{naming} {address} twice{spelled} (a name ends before '?'); name it once, or give a "
+                "copy of its files another name"
+            )
+        first[same] = address
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
@@ -151,6 +174,8 @@ def _generated(
     if what != kind:
         raise UserError(f"source '{text}' gives '{what}' records where '{kind}' records are needed")
     rows, seed = _integer(text, options, "rows", 2000), _integer(text, options, "seed", 0)
+    if seed > MAX_SEED:
+        raise UserError(f"source '{text}': seed must be at most {MAX_SEED:,}, not {seed:,}")
     rows = min(rows, limit or rows)
     held_out = bool(_integer(text, options, "held_out", 0))
     # Splits differ by their seed; nothing else is promised of generated text.
