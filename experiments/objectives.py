@@ -111,7 +111,7 @@ def start_share(config: ConfigDict, strategy: str) -> float:
 def compare(
     none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
 ) -> dict[str, Any]:
-    """One task's entry: both starts, and the difference by a paired bootstrap over the test rows, seeds averaged."""
+    """One task's entry: both starts, and the difference by a paired bootstrap over test rows and seeds."""
     key = downstream.MAIN_SCORE[individual["family"]]
 
     def counts(entry: dict[str, Any], folder: pathlib.Path) -> np.ndarray:
@@ -160,8 +160,8 @@ def report(content: dict[str, Any]) -> list[str]:
     lines += [
         f"Mode {recipe['mode']} (LoRA of equal shape, linear head), {recipe['fraction']:.0%} of the training rows, "
         f"{recipe['steps']} steps of {recipe['batch_size']} rows. Scores in percent: mean and standard deviation over "
-        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows that "
-        "recomputes the score; p is adjusted over all tasks (Holm).",
+        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows and seeds "
+        "that recomputes the score; p is adjusted over all tasks (Holm).",
         "",
     ]
     for family, total in content["families"].items():
