@@ -20,8 +20,9 @@ from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
 from jaxprefit.nonfinite import POLICIES
+from jaxprefit.optim import CLIPS
 from jaxprefit.paths import user_path
-from jaxprefit.surgery import SCOPES
+from jaxprefit.surgery import METHODS, SCOPES
 
 _NAME = set(string.ascii_letters + string.digits + "_-")  # of a study's parts, which name folders
 
@@ -91,6 +92,7 @@ SEEDS = ("seed", "filter.seed", "conflict.seed", "conflict.representations.seed"
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
 CHOICES = {
     "aggregator_scope": SCOPES,
+    "optimizer.clip": CLIPS,
     "conflict.mode": ("probe", "online", "ablate", "represent", "advise", "compare"),
     "data.ner.loss": ("sigmoid", "softmax", "distill"),
     "data.ner.concept_encoder": ("frozen", "trained", "table"),
@@ -102,7 +104,9 @@ CHOICES = {
     "run.remat": tuple(REMAT),
     "downstream.split": ("test", "dev"),
 }
-BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
+BELOW_ONE = (
+    "aggregator_decay", "model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share"
+)  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -154,6 +158,7 @@ def check(config: ConfigDict) -> None:
         _check_paths(key, [item for item in _get(config, key) if not item.startswith(NO_PATHS)])
     for key in PATHS:
         _check_paths(key, filter(None, [_get(config, key)]))
+    _check_aggregator(config)
     _check_tc(config)
     if config.filter.sample <= config.filter.top_k:
         raise UserError(f"filter.sample is {config.filter.sample}; it must exceed filter.top_k, {config.filter.top_k}")
@@ -212,6 +217,22 @@ def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> N
         )
     if c.chunk_rows % devices:
         raise UserError(f"data.tc.chunk_rows is {c.chunk_rows}; it must be a multiple of the {devices} devices")
+
+
+def _check_aggregator(config: ConfigDict) -> None:
+    if config.aggregator not in METHODS:
+        return  # `surgery.get` says so
+    reads_gram = METHODS[config.aggregator].reads_gram
+    if reads_gram and config.optimizer.clip == "families":
+        raise UserError(
+            f"optimizer.clip is 'families' and aggregator '{config.aggregator}', which gives the direction of the plain"
+            " sum where gradients have one norm; use optimizer.clip=combined"
+        )
+    if config.aggregator_decay and not reads_gram:
+        raise UserError(
+            f"aggregator_decay is {config.aggregator_decay}, but aggregator '{config.aggregator}' reads no Gram matrix"
+            " that could be averaged; use aggregator_decay=0"
+        )
 
 
 def _check_tc(config: ConfigDict) -> None:

@@ -111,7 +111,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
     check(config)
     # An unknown name fails before data is read; the next line too.
-    aggregate = surgery.get(config.aggregator, config.aggregator_scope)
+    aggregate = surgery.get(config.aggregator, config.aggregator_scope, config.aggregator_decay)
     named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices, **config.mesh)
