@@ -26,6 +26,7 @@ from rich.table import Table
 
 from experiments import family_data, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
 from jaxprefit.data.cuts import Cuts, sentence, share
@@ -34,6 +35,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.files import locked, read_json, write_json, write_text
 from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
+from jaxprefit.terminal import plain, printable
 
 SUMMARY_VERSION = 2
 
@@ -45,6 +47,7 @@ def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> No
         run(config, workdir)
 
 
+@owned("prefinetune")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
     with first_alone("data"):
@@ -90,14 +93,11 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     if int(state.step) < steps:
         state = loop.run(step, state, streams, parts.mesh, workdir, cfg, save)
         if int(state.step) < steps:
-            if not int(state.step):
-                raise UserError(
-                    "no step was done: a source has too few rows to fill one batch without seeing a row twice; set "
-                    "data.*.exhaustion=repeat, or take fewer data.*.rows"
-                )
             print(f"stopped after {int(state.step)} of {steps} steps: a source is used up (data.*.exhaustion=stop)")
     elif not steps:  # nothing to train: the checkpoint is the start encoder
         save(state, {})
+    if strategy.families:
+        loop.require_a_step(int(state.step), workdir / "metrics.jsonl")
     after = score(state.params)
     for name, found in after.items():
         if not math.isfinite(found["loss"]):
@@ -124,7 +124,8 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     write_json(workdir / "summary.json", summary)
     print_data(summary["data"])
     if skipped := summary["skipped_steps"]:
-        print(f"{skipped} steps were skipped: a loss or gradient was not finite; see {workdir / 'nonfinite'}")
+        batches = workdir / "nonfinite"
+        print(printable(f"{skipped} steps were skipped: a loss or gradient was not finite; see {batches}"))
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary
@@ -207,7 +208,7 @@ def print_data(report: dict[str, Any]) -> None:
         for name, s in r["sources"].items():
             shares = (f"{100 * s[k]:.2f} %" for k in ("requested", "observed"))
             beyond = f"{100 * share(s['cuts'], 'texts'):.1f} %"
-            table.add_row(name, f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares, beyond)
+            table.add_row(plain(name), f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares, beyond)
         Console(width=100).print(table)
         if (cuts := Cuts.total(Cuts(**s["cuts"]) for s in r["sources"].values())).cut_texts:
             print(f"{family}: {sentence(cuts.report())} {r['longer']} at data.{family}.max_length, {r['max_length']}")

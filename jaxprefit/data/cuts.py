@@ -48,10 +48,10 @@ def sentence(cuts: dict[str, Any]) -> str:
     return ", ".join(parts) + " were"
 
 
-def text_cuts(encoding: tokenizers.Encoding, max_length: int) -> Cuts:
-    """Of one running text, from its whole encoding; a closing special token keeps the last place."""
+def text_cuts(encoding: tokenizers.Encoding, max_length: int, closing: int) -> Cuts:
+    """Of one running text, from its whole encoding, the last `closing` tokens of which keep the last places."""
     whole = len(encoding.ids) <= max_length
-    inside = max_length if whole else max_length - encoding.special_tokens_mask[-1]
+    inside = max_length if whole else max_length - closing
     words, begun = (set(encoding.word_ids[:end]) - {None} for end in (len(encoding.ids), inside))
     return Cuts(1, int(not whole), len(words), len(words) - len(begun))
 

@@ -18,7 +18,7 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.cuts import Cuts
-from jaxprefit.data.encode import counted_text
+from jaxprefit.data.encode import counted_text, special_ends
 from jaxprefit.data.packing import Packing
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.families.info_nce import Texts, clipped_scale, truncated_info_nce
@@ -76,9 +76,9 @@ class ClassificationFamily(Family):
     @functools.cached_property
     def prefix_ids(self) -> dict[str, list[int]]:
         """Prefix -> its tokens with the opening special ones, which every text that it is put before begins with."""
-        encoded = {prefix: self.tokenizer.encode(prefix) for prefix in self.prefixes}
-        closing = {prefix: e.special_tokens_mask[-1] for prefix, e in encoded.items()}
-        return {prefix: e.ids[: len(e.ids) - closing[prefix]] for prefix, e in encoded.items()}
+        closing = special_ends(self.tokenizer.encode("a"))[1]
+        encoded = {prefix: self.tokenizer.encode(prefix).ids for prefix in self.prefixes}
+        return {prefix: ids[: len(ids) - closing] for prefix, ids in encoded.items()}
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         """The logarithm of the logits' scale where the temperature is learned; else nothing, since the sentence vector
