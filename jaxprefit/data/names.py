@@ -7,18 +7,18 @@ leaves out follows the rule.
 import difflib
 import json
 import os
-import pathlib
 from collections.abc import Collection
 
 from jaxprefit.data.tags import canonical
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
 
 
 def read_names(file: str | os.PathLike, source: str, types: Collection[str]) -> dict[str, str]:
     """Label -> readable name, lower case. Raises UserError for anything else in the file, and for a label that is not
     among the source's `types` (where they are known, that is not empty)."""
     try:
-        names = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+        names = json.loads(user_path(file).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{file}: {e.strerror or e}; it should hold the names of source '{source}'") from None
     except (ValueError, RecursionError) as e:

@@ -26,6 +26,7 @@ from jaxprefit.data.records import (
 )
 from jaxprefit.data.tables import table_rows
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
 
 __all__ = ["COMPRESSED", "FORMATS", "MAX_LINE", "MAX_TOKENS", "file_format", "read"]
 
@@ -87,7 +88,7 @@ def read(
     Raises:
       UserError: at once for a wrong setting or path, and while reading for a wrong row.
     """
-    path = Path(path)
+    path = user_path(path)
     spec = check_settings(path, kind, columns or {}, scheme, limit or 0)
     if os.path.isdir(path):  # os.path, since Path's own raise for a name that is too long
         raise UserError(f"{path}: is a folder, not a file; name the file in it")

@@ -22,7 +22,9 @@ Options, and FIELD=COLUMN for the record's fields. A value may be percent-encode
 import dataclasses
 import difflib
 import glob
+import hashlib
 import json
+import logging
 import os
 import pathlib
 import tempfile
@@ -30,14 +32,17 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import rich.console
 import rich.progress
 
-from jaxprefit.data import addresses, builders, synthetic
+from jaxprefit.data import addresses, builders, origins, synthetic
 from jaxprefit.data.names import read_names
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
+from jaxprefit.terminal import printable, progress_bar
 
+_log = logging.getLogger(__name__)
+MAX_SEED = 2**32 - 1  # what JAX and NumPy both take as it stands: a key of JAX has the seed's last 32 bits
 _OPTIONS = ("split", "limit", "format", "scheme", "blank")
 _FILE_OPTIONS = ("delimiter", "quotes")
 _GENERATED: dict[str, Callable[..., Any]] = {
@@ -79,7 +84,7 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
     with _Progress(address) as callback:
         prepared = builders.prepare(source, cache, callback)
     if prepared.dropped:
-        print(f"source {address}: {prepared.dropped:,} rows without text dropped, {len(prepared):,} kept")
+        _log.info(f"source {address}: {prepared.dropped:,} rows without text dropped, {len(prepared):,} kept")
     if names is not None:
         known = () if source.limit else prepared.types  # the first rows need not hold every type
         prepared.names = read_names(_under(root, names), address, known)
@@ -87,12 +92,34 @@ def prepare(text: str, kind: str, root: str, cache: str, split: str = "", limit:
 
 
 def has_development_rows(text: str, kind: str, root: str) -> bool:
-    """Whether the source is generated, or a folder with a file of a split named dev. Of TFDS and the hub: never."""
+    """Whether the source is generated, or a folder with a file of a usual name (`origins.SPLIT_NAMES`). Of TFDS and the
+    hub: never."""
     address, options = _parse(text, kind)
     if address.startswith("generated:"):
         return "split" not in options
     folder = pathlib.Path(_under(root, address))
-    return "split" not in options and folder.is_dir() and any(name.startswith("dev.") for name in os.listdir(folder))
+    return "split" not in options and folder.is_dir() and origins.has_split(folder, "dev")
+
+
+def check_different(naming: str, texts: Iterable[str], root: str) -> None:
+    """Raises UserError where two of the sources `texts` are one, by name or by two spellings of a path.
+
+    Options make no other source: a name ends before '?'. `naming` begins the message: 'SETTING names the source'.
+    """
+    first: dict[str, str] = {}
+    for text in texts:
+        address = text.partition("?")[0]
+        prefix = next((p for p in ("hub:", "tfds:", "generated:") if address.startswith(p)), "")
+        path = _under_if_there(root, address[len(prefix) :]) if prefix == "hub:" else _under(root, address)
+        there = not prefix or (prefix == "hub:" and os.path.isdir(path))
+        same = prefix + os.path.realpath(path) if there else address.rstrip("/")
+        if same in first:
+            spelled = "" if first[same] == address else f", once as {first[same]}"
+            raise UserError(
+                f"{naming} {address} twice{spelled} (a name ends before '?'); name it once, or give a "
+                "copy of its files another name"
+            )
+        first[same] = address
 
 
 def _parse(text: str, kind: str) -> tuple[str, dict[str, str]]:
@@ -121,14 +148,16 @@ def _check_one(text: str, root: str) -> None:
 
 def _under(root: str, address: str) -> str:
     """`address` under the data root where it is there, else as it stands."""
-    inside = pathlib.Path(root, address)
-    return str(inside) if root and (inside.exists() or not pathlib.Path(address).exists()) else address
+    path = user_path(address)
+    inside = user_path(root) / path if root else path
+    return str(inside if inside.exists() or not path.exists() else path)
 
 
 def _under_if_there(root: str, address: str) -> str:
     """`address` under the data root where that is a folder, else as it stands: a name on the hub is no path."""
-    inside = pathlib.Path(root, address)
-    return str(inside) if root and inside.is_dir() else address
+    path = user_path(address)
+    inside = user_path(root) / path if root else path
+    return str(inside if inside.is_dir() else path)
 
 
 def _integer(text: str, options: dict[str, str], key: str, default: int) -> int:
@@ -145,6 +174,8 @@ def _generated(
     if what != kind:
         raise UserError(f"source '{text}' gives '{what}' records where '{kind}' records are needed")
     rows, seed = _integer(text, options, "rows", 2000), _integer(text, options, "seed", 0)
+    if seed > MAX_SEED:
+        raise UserError(f"source '{text}': seed must be at most {MAX_SEED:,}, not {seed:,}")
     rows = min(rows, limit or rows)
     held_out = bool(_integer(text, options, "held_out", 0))
     # Splits differ by their seed; nothing else is promised of generated text.
@@ -154,12 +185,12 @@ def _generated(
         raise UserError(f"source '{text}': no split '{split}'; choose from train, dev, test")
     seed += splits[split]
     name = f"generated_{kind}_{rows}_{seed}" + ("_held_out" if held_out else "")
-    file = pathlib.Path(cache, f"{name}.jsonl")
     records: Iterable[Mapping[str, Any]] = _GENERATED[kind](rows, seed, held_out)
-    lines = "".join(json.dumps(r) + "\n" for r in records)
-    if not file.exists() or file.read_text() != lines:
+    lines = "".join(json.dumps(r) + "\n" for r in records).encode()
+    file = user_path(cache) / f"{name}_{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
+    if not file.exists() or file.read_bytes() != lines:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as f:
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as f:
             f.write(lines)
         os.replace(f.name, file)
     return builders.prepare(builders.Source(name=name, kind=kind, path=str(file)), cache)
@@ -178,10 +209,9 @@ class _Progress:
 
     def update(self, done: int, total: int) -> None:
         if self.bar is None:
-            console = rich.console.Console(stderr=True)
-            self.bar = rich.progress.Progress(console=console, transient=True, disable=not console.is_terminal)
+            self.bar = progress_bar(transient=True)
             self.bar.start()
-            self.task = self.bar.add_task(f"reading {self.name}", total=total)
+            self.task = self.bar.add_task(printable(f"reading {self.name}"), total=total)
         self.bar.update(self.task, completed=done)
 
     def __exit__(self, *_: object) -> None:

@@ -2,7 +2,8 @@
 
 Whole words are masked, anew each time a text is seen (RoBERTa, arXiv 1907.11692). Of the chosen words 80 % are replaced
 by [MASK], 10 % by random tokens, 10 % stay. With `masking='tfidf'` a word is chosen the more readily the larger its
-tf * idf, so that what a text is about is predicted more often than its function words.
+tf * idf, so that what a text is about is predicted more often than its function words. How many tokens a word has plays
+no part in either case.
 
 A text longer than `max_length` gives a window of it, drawn anew each time and cut between words. The decoder is tied
 to the encoder's word table and sees only the predicted positions, of which a row has a fixed number of places.
@@ -138,15 +139,16 @@ class MlmFamily(Family):
         return ids[inside], words[inside]
 
     def _choose(self, words: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Words in random order, by weight, until `mask_share` of the tokens: that many on average, exactly."""
+        """The numbers of the words to predict, each with its probability of `inclusion`.
+
+        Systematic sampling (Madow, 1949): probabilities are laid end to end, and a word is taken where its stretch
+        holds one of the points 1, 2, ... counted from a random start. Words lie in order of their size, those of one
+        size in random order, so that the number of tokens hardly varies between draws.
+        """
         numbers, sizes = np.unique(words[words != NO_WORD], return_counts=True)
-        # Smallest exponentials of rate w: drawing without replacement with probability w (Efraimidis and Spirakis).
-        order = np.argsort(rng.exponential(size=len(numbers)) / weights[numbers])
-        before = np.cumsum(sizes[order]) - sizes[order]
-        wanted = self.mask_share * sizes.sum()
-        # The word that crosses the limit is taken with the probability that makes the mean right.
-        taken = before + rng.random() * sizes[order] < wanted
-        return numbers[order[taken]]
+        order = np.lexsort((rng.random(len(numbers)), sizes))
+        ends = np.cumsum(inclusion(weights[numbers], sizes, self.mask_share)[order]) + rng.random()
+        return numbers[order[np.diff(np.floor(ends), prepend=0.0) > 0]]
 
     def places(self, length: int) -> int:
         """Places for predictions in a row of `length` tokens."""
@@ -179,6 +181,18 @@ class MlmFamily(Family):
     def counts(self, batch: Mapping) -> dict[str, jax.Array]:
         predicted = batch["valid"].sum()
         return {"loss": predicted, "accuracy": predicted}
+
+
+def inclusion(weights: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
+    """Probability [W] that each word is chosen: in proportion to `weights` [W], but at most 1, and such that `share` of
+    the tokens are chosen on average. With equal weights it is `share` for every word. `sizes` [W] are in tokens."""
+    certain = np.zeros(len(weights), bool)
+    while True:
+        left = share * sizes.sum() - sizes[certain].sum()
+        p = np.where(certain, 1.0, weights * left / max((weights * sizes)[~certain].sum(), 1e-30))
+        if not (above := (p > 1) & ~certain).any():
+            return p
+        certain |= above
 
 
 def decode(head: Mapping, table: jax.Array, hidden: jax.Array) -> jax.Array:
