@@ -35,12 +35,12 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         for name in families
     }
     streams = family_data.streams(data, families, saved, config.conflict.seed + 7919)
-    drawn: dict[str, int] = dict.fromkeys(families, 0)
+    drawn: dict[str, dict[str, int]] = {}  # by family: examples by source
     factors: dict[str, list[float]] = {name: [] for name in families}
 
     def gradient(name: str, batch: mixture.Drawn) -> Flat:
         """Of all that the family touches; its factor in the run's step, by loss weight and clipping, is kept."""
-        drawn[name] = sum(batch.examples.values())
+        drawn[name] = batch.examples
         found = gradients[name](flat, put_batch(mesh, batch.batch))
         clipped = min(1.0, optimizer.clip_norm / max(float(optax.global_norm(found)), 1e-12))
         factors[name].append(saved.data[name].loss_weight * clipped)
@@ -55,15 +55,18 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     with progress_bar() as bar:
         row = bar.add_task("probing", total=rounds)
         found = probe(gradient, streams, shared, rounds, lambda n: bar.update(row, completed=n), views)
+    rows = {name: {source: len(part) for source, part in data[name].train} for name in families}
+    repeated = [name for name in families if any(n > rows[name][source] for source, n in drawn[name].items())]
     plain = found["tangent"] if directions else found["gradient"]
     means = np.asarray([np.mean(factors[name]) for name in families])
     section = {
         "rounds": rounds,
         "batch_tokens": {name: family_data.layout(saved, name).tokens for name in families},
-        "examples": dict(drawn),
-        "rows": {name: sum(len(part) for _, part in data[name].train) for name in families},
+        "examples": {name: sum(drawn[name].values()) for name in families},
+        "rows": {name: sum(rows[name].values()) for name in families},
+        "repeated": repeated,
         "seed": config.conflict.seed,
-        "pairs": blocks.pairs(plain, families, found.get("adam")),
+        "pairs": blocks.pairs(plain, families, found.get("adam"), repeated),
         "transfer": {
             view: transfer_matrix(gram.regroup(found[view], gram.GROUPINGS["whole"])["whole"].groups, scale)
             for view, scale in (("gradient", None), ("adam", means))

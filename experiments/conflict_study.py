@@ -21,7 +21,7 @@ from experiments.tables import escaped, markdown
 from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import words
-from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed
+from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed, verdict
 from jaxprefit.files import write_text
 from jaxprefit.terminal import lines
 
@@ -93,7 +93,7 @@ def gradients(reports: Mapping[str, Any]) -> list[str]:
             b = {**found["layer"], **found["whole"]}[name]
             within = " / ".join(signed(c) for c in b["cosine_within"])
             raw = f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}"
-            row += [b["verdict"], corrected(b), raw, within]
+            row += [verdict(b), corrected(b), raw, within]
         rows.append(row)
     header = ["block"]
     for s in reports:

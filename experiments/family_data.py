@@ -58,12 +58,10 @@ def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list
     """The sources that the config names for a family."""
     kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     named = resolve(c[name].sources, kind, DATASETS)
+    sources.check_different(f"data.{name}.sources names the source", named, c.root)
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
     for p in prepared:  # names that the source string gives go before those of the registry
         p.names = {**concepts(p.name, p.types, DATASETS), **p.names}
-    seen = [p.name for p in prepared]
-    if len(set(seen)) < len(seen):
-        raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
     return prepared
 
 

@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
             raise UserError(f"source '{source.name}' has {len(source)} rows, so each would rank in the top {c.top_k}")
 
     def vectors(texts: list[str]) -> np.ndarray:
-        return model.encode(texts, adapter, tc.max_length).sentence
+        return model.encode(texts, adapter, tc.max_length, tokens=False).sentence
 
     results = []
     with progress_bar() as bar:

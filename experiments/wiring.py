@@ -27,8 +27,9 @@ from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
 from jaxprefit.paths import user_path
-from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
+from jaxprefit.pretrained import Pretrained, load_pretrained
 from jaxprefit.sharding import check_rows, hidden_rows, make_mesh, put_batch, put_state, row_devices, shardings
+from jaxprefit.tokenizer_files import read_tokenizer
 
 Scores = dict[str, dict[str, float]]
 
@@ -110,7 +111,7 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
     check(config)
     # An unknown name fails before data is read; the next line too.
-    aggregate = surgery.get(config.aggregator, config.aggregator_scope)
+    aggregate = surgery.get(config.aggregator, config.aggregator_scope, config.aggregator_decay)
     named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices, **config.mesh)

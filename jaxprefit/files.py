@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from jaxprefit.distributed import first
-from jaxprefit.errors import UserError
+from jaxprefit.errors import UserError, one_line
+
+_LARGEST_GIVEN = 2**24  # bytes of a JSON file of settings
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,26 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         reason = f"{path} is damaged ({type(error).__name__}); delete it, and give the command again that writes it"
         raise UserError(reason) from None
     return content
+
+
+def read_given_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file of settings that another program wrote. Raises UserError where there is none."""
+    content = read_given_json_value(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def read_given_json_value(path: pathlib.Path) -> Any:
+    """Any value in such a file. Raises UserError where there is no JSON."""
+    try:
+        if path.stat().st_size > _LARGEST_GIVEN:
+            raise UserError(f"{path}: larger than {_LARGEST_GIVEN >> 20} MiB; fetch the file again")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror or e}") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: not JSON ({one_line(e)})") from e
 
 
 @contextlib.contextmanager

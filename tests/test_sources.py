@@ -55,8 +55,10 @@ def test_limit_is_a_default_that_the_text_overrides(root: str, cache: str) -> No
 def test_columns_by_heading(root: str, cache: str) -> None:
     Path(root).mkdir()
     Path(root, "pairs.csv").write_text("answer,my question\nfine,how are you\n")
-    source = prepare("pairs.csv?a=my+question&b=answer", "pairs", root, cache)
-    assert source[0] == {"a": "how are you", "b": "fine"}
+    for heading in ("my question", "my%20question", " my question"):
+        source = prepare(f"pairs.csv?a={heading}&b=answer", "pairs", root, cache)
+        assert source[0] == {"a": "how are you", "b": "fine"}
+    assert "did you mean 'my question'" in message("pairs.csv?a=my+question&b=answer", "pairs", root, cache)
 
 
 def test_format_scheme_and_columns_by_number(root: str, cache: str) -> None:

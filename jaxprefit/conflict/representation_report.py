@@ -1,6 +1,6 @@
 """The report on hidden states: tables on the terminal, figures, parts of a page. Its content is representations.json.
 
-A difference between encoders stands with its interval; where the interval holds zero, the cell says "undecided".
+A difference between encoders stands with its interval; where the interval holds zero, the cell says "undecided", too.
 """
 
 from collections.abc import Mapping
@@ -67,14 +67,14 @@ def rows(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cell(band: Mapping[str, Any] | None, layer: int) -> str:
-    """One number with its interval; 'undecided' where the sign of a difference is."""
+    """One number with its interval, and 'undecided' where the sign of a difference is."""
     if band is None or band["value"][layer] is None:
         return "-"
     value, low, high = (band[key][layer] for key in ("value", "low", "high"))
-    if band.get("verdict", ["decided"] * (layer + 1))[layer] == "undecided":
-        return "undecided"
     sign = "+" if "verdict" in band else ""
-    return f"{value:{sign}.3f}" + ("" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+    shown = f"{value:{sign}.3f}" + ("" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+    undecided = "verdict" in band and band["verdict"][layer] == "undecided"
+    return shown + (", undecided" if undecided else "")
 
 
 def print_tables(content: Mapping[str, Any]) -> None:

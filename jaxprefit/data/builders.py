@@ -33,7 +33,7 @@ from jaxprefit.data.records import (
 from jaxprefit.errors import UserError
 from jaxprefit.paths import user_path
 
-FORMAT_VERSION = 2  # raise it when what is written changes, so that old caches are left alone
+FORMAT_VERSION = 3  # raise it when what is written changes, so that old caches are left alone
 
 # TFDS gathers a split in memory and spills it over 1000 MiB through TensorFlow, which we do not
 # have. Splits of at most this much text (and one split in all but huge sources) avoid both.
