@@ -13,6 +13,7 @@ from trees import bystanders, lost, snapshot
 
 import jaxprefit
 from configs import benchmark as benchmark_config
+from configs import clipping as clipping_config
 from configs import objectives as objectives_config
 from configs import scaling as scaling_config
 from configs import study as study_config
@@ -57,6 +58,13 @@ def _benchmark(cache: Path) -> Any:
     config.update_from_flattened_dict({**run.TINY, "data.cache": str(cache)})
     config.data.tc.chunk_rows = 0
     config.update({"what": "data", "repetitions": 2, "steps_per_repetition": 3})
+    return config
+
+
+def _clipping(cache: Path) -> Any:
+    config = run.config(cache, SMALL)
+    config.clipping = clipping_config.get_config().clipping
+    config.clipping.strategies, config.clipping.seeds = ("naive",), (0,)
     return config
 
 
@@ -129,6 +137,7 @@ RUNS: dict[str, Callable[[Path, Path, Path, Path], Any]] = {
     "conflict": lambda c, w, n, e: _conflict(c, w, n),
     "conflict_trial": lambda c, w, n, e: _trial(c, w),
     "conflict_study": lambda c, w, n, e: entry("conflict_study")(_with_trial(run.config(c, SMALL)), w),
+    "clipping": lambda c, w, n, e: entry("clipping")(_clipping(c), w),
     "warmstart": lambda c, w, n, e: entry("warmstart")(_warmstart(c), w),
     "scaling": lambda c, w, n, e: _scaled(_scaling(c), w),
     "quickstart": lambda c, w, n, e: entry("quickstart")(run.config(c, SMALL), w),
