@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from experiments import conflict_ablate, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli, surgery
 from jaxprefit.conflict.ablation import Variant
 from jaxprefit.conflict.gram import GROUPINGS, regroup
@@ -30,6 +31,7 @@ CLIPPING_VERSION = 1
 METHODS = tuple(name for name, method in surgery.METHODS.items() if method.reads_gram and name != "gradnorm")
 
 
+@owned("clipping")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains what is not there yet, and returns what clipping.json holds."""
     check(config)
