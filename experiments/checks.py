@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -20,9 +20,16 @@ from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
 from jaxprefit.nonfinite import POLICIES
-from jaxprefit.surgery import SCOPES
+from jaxprefit.optim import CLIPS
+from jaxprefit.paths import user_path
+from jaxprefit.surgery import METHODS, SCOPES
 
 _NAME = set(string.ascii_letters + string.digits + "_-")  # of a study's parts, which name folders
+
+PATHS = (
+    "model.path", "model.vocab_path", "data.root", "data.cache", "data.ner.teacher", "data.ner.teacher_cache"
+)  # fmt: skip
+NO_PATHS = ("tfds:", "hub:", "generated:", "@")  # how a source begins that is none
 
 EXHAUSTION = ("repeat", "stop")
 
@@ -85,6 +92,7 @@ SEEDS = ("seed", "filter.seed", "conflict.seed", "conflict.representations.seed"
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
 CHOICES = {
     "aggregator_scope": SCOPES,
+    "optimizer.clip": CLIPS,
     "conflict.mode": ("probe", "online", "ablate", "represent", "advise", "compare"),
     "data.ner.loss": ("sigmoid", "softmax", "distill"),
     "data.ner.concept_encoder": ("frozen", "trained", "table"),
@@ -96,7 +104,9 @@ CHOICES = {
     "run.remat": tuple(REMAT),
     "downstream.split": ("test", "dev"),
 }
-BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
+BELOW_ONE = (
+    "aggregator_decay", "model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share"
+)  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
@@ -145,6 +155,10 @@ def check(config: ConfigDict) -> None:
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+        _check_paths(key, [item for item in _get(config, key) if not item.startswith(NO_PATHS)])
+    for key in PATHS:
+        _check_paths(key, filter(None, [_get(config, key)]))
+    _check_aggregator(config)
     _check_tc(config)
     if config.filter.sample <= config.filter.top_k:
         raise UserError(f"filter.sample is {config.filter.sample}; it must exceed filter.top_k, {config.filter.top_k}")
@@ -155,6 +169,15 @@ def check(config: ConfigDict) -> None:
         resolve(_get(config, f"downstream.{name}"), task.kind, DATASETS)
     for key in ("downstream.seeds", "conflict.ablation.seeds"):
         check_seeds(key, _get(config, key))
+
+
+def _check_paths(key: str, paths: Iterable[str]) -> None:
+    """Raises UserError for one that cannot be a path, before hours of work that would end at it."""
+    for path in paths:
+        try:
+            user_path(path)
+        except UserError as e:
+            raise UserError(f"{key}: {e}") from None
 
 
 def check_study(config: ConfigDict) -> None:
@@ -194,6 +217,22 @@ def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> N
         )
     if c.chunk_rows % devices:
         raise UserError(f"data.tc.chunk_rows is {c.chunk_rows}; it must be a multiple of the {devices} devices")
+
+
+def _check_aggregator(config: ConfigDict) -> None:
+    if config.aggregator not in METHODS:
+        return  # `surgery.get` says so
+    reads_gram = METHODS[config.aggregator].reads_gram
+    if reads_gram and config.optimizer.clip == "families":
+        raise UserError(
+            f"optimizer.clip is 'families' and aggregator '{config.aggregator}', which gives the direction of the plain"
+            " sum where gradients have one norm; use optimizer.clip=combined"
+        )
+    if config.aggregator_decay and not reads_gram:
+        raise UserError(
+            f"aggregator_decay is {config.aggregator_decay}, but aggregator '{config.aggregator}' reads no Gram matrix"
+            " that could be averaged; use aggregator_decay=0"
+        )
 
 
 def _check_tc(config: ConfigDict) -> None:

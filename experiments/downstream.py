@@ -30,6 +30,7 @@ import jaxprefit
 from experiments import family_data, wiring
 from experiments.checks import check
 from experiments.task_data import task_name, task_names, task_rows, task_sources
+from experiments.workdirs import owned
 from jaxprefit import cli, lora
 from jaxprefit.downstream import cells, mteb, notes
 from jaxprefit.downstream.finetune import MODES, MTEB, FinetuneConfig, TaskData, finetune
@@ -37,12 +38,14 @@ from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 from jaxprefit.progress import GridProgress
+from jaxprefit.terminal import plain, printable
 
 SCORES_VERSION = 2
 MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
 NOT_RECIPE = ("ner", "tc", "seeds", "cache_mb")  # what does not change a cell's result
 
 
+@owned("downstream")
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
     """Scores every task of the config, and returns what scores.json holds."""
     if not checkpoint:
@@ -53,6 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     return content
 
 
+@owned("downstream")
 def score_model(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -156,7 +160,7 @@ def run_cells(
         for seed, cell in made.items():
             if isinstance(cell, UserError):
                 failed.append({"task": data.name, "seed": seed, "reason": str(cell)})
-                print(f"{data.name} seed {seed} failed: {cell}", file=sys.stderr)
+                print(printable(f"{data.name} seed {seed} failed: {cell}"), file=sys.stderr)
             else:
                 cells.write(files[data.name, seed], cell)
         progress.end()
@@ -217,7 +221,7 @@ def load_those_that_can(
     if not tasks:
         raise UserError(next(iter(unreadable.values())))
     for name, reason in unreadable.items():
-        print(f"{name} failed: {reason}", file=sys.stderr)
+        print(printable(f"{name} failed: {reason}"), file=sys.stderr)
     return tasks, unreadable
 
 
@@ -246,9 +250,8 @@ def check_length(config: ConfigDict, model: jaxprefit.Model) -> None:
 def print_table(content: dict[str, Any]) -> None:
     """The scores, in percent."""
     start = content["start"]
-    table = Table(
-        "task", "main score", "beside it", "trained on / test rows", title=f"{start['strategy']}: {start['checkpoint']}"
-    )
+    title = plain(f"{start['strategy']}: {start['checkpoint']}", "table.title")
+    table = Table("task", "main score", "beside it", "trained on / test rows", title=title)
     for r in content["tasks"]:
         m = r["mean"]
         if r["family"] == "ner":
@@ -257,13 +260,13 @@ def print_table(content: dict[str, Any]) -> None:
             main, beside = f"accuracy {100 * m['accuracy']:.1f}", f"macro-F1 {100 * m['macro_f1']:.1f}"
         if not r["averaged"]:
             main += ", left out of the average"
-        table.add_row(r["task"], main, beside, f"{r['trained_rows']:,} / {r['test_rows']:,}")
+        table.add_row(plain(r["task"]), main, beside, f"{r['trained_rows']:,} / {r['test_rows']:,}")
     for cell in content["failed"]:
-        table.add_row(cell["task"], f"seed {cell['seed']} failed", cell["reason"], "")
+        table.add_row(plain(cell["task"]), f"seed {cell['seed']} failed", plain(cell["reason"]), "")
     Console(width=110).print(table)
     for r in content["tasks"]:
         for note in r["notes"]:
-            print(f"{r['task']}: {note}")
+            print(printable(f"{r['task']}: {note}"))
     print("NER F1 is strict IOB2; the lenient score repairs ill-formed tags")
 
 

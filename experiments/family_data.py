@@ -17,6 +17,7 @@ from jaxprefit.data.registry import concepts, resolve
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
+from jaxprefit.paths import user_path
 
 Parts = list[tuple[str, mixture.Rows]]
 
@@ -33,7 +34,7 @@ class FamilyData:
 
 def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Where caches of data live: data.cache, or 'cache' beside the workdir, shared by the runs there."""
-    return pathlib.Path(config.data.cache or workdir.parent / "cache")
+    return user_path(config.data.cache) if config.data.cache else workdir.parent / "cache"
 
 
 def load(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:

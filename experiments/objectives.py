@@ -22,15 +22,18 @@ import jaxprefit
 from experiments import downstream, family_data, prefinetune, task_data
 from experiments.checks import check
 from experiments.tables import markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells, significance
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
+from jaxprefit.terminal import lines
 
 OBJECTIVES_VERSION = 1
 
 
+@owned("objectives")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
@@ -77,7 +80,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     write_json(workdir / "objectives.json", content)
     text = "\n".join(report(content))
     write_text(workdir / "objectives.md", text)
-    print(text)
+    print(lines(text))
     return content
 
 
@@ -108,7 +111,7 @@ def start_share(config: ConfigDict, strategy: str) -> float:
 def compare(
     none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
 ) -> dict[str, Any]:
-    """One task's entry: both starts, and the difference by a paired bootstrap over the test rows, seeds averaged."""
+    """One task's entry: both starts, and the difference by a paired bootstrap over test rows and seeds."""
     key = downstream.MAIN_SCORE[individual["family"]]
 
     def counts(entry: dict[str, Any], folder: pathlib.Path) -> np.ndarray:
@@ -157,8 +160,8 @@ def report(content: dict[str, Any]) -> list[str]:
     lines += [
         f"Mode {recipe['mode']} (LoRA of equal shape, linear head), {recipe['fraction']:.0%} of the training rows, "
         f"{recipe['steps']} steps of {recipe['batch_size']} rows. Scores in percent: mean and standard deviation over "
-        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows that "
-        "recomputes the score; p is adjusted over all tasks (Holm).",
+        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows and seeds "
+        "that recomputes the score; p is adjusted over all tasks (Holm).",
         "",
     ]
     for family, total in content["families"].items():

@@ -25,7 +25,7 @@ from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit.downstream import significance
 from jaxprefit.files import read_json, write_text
 
-STUDY_VERSION = 3
+STUDY_VERSION = 4
 
 
 @dataclasses.dataclass

@@ -13,10 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
 from jaxprefit.files import read_json, write_json, write_text
+from jaxprefit.paths import user_path
+from jaxprefit.terminal import lines, printable
 
 ORDER = (
     "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",
@@ -30,12 +33,13 @@ SCORES = {
 KINDS = {"jaxprefit.prefinetune": "summary", "jaxprefit.scores": "scores", "jaxprefit.conflict": "conflict"}
 
 
+@owned("tables")
 def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
     """Writes the tables and returns them."""
     if not runs:
         raise UserError("--runs is missing; give the folder that holds the runs' workdirs")
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS.values()}
-    for file in sorted(pathlib.Path(runs).rglob("*.json")):
+    for file in sorted(user_path(runs).rglob("*.json")):
         if file.stem not in found or "cells" in file.parts:
             continue
         content = read_json(file)
@@ -65,7 +69,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
             write_json(file, content)
     text = "\n".join(line for kind, contents in found.items() for line in TABLES[kind](contents))
     write_text(workdir / "tables.md", text)
-    print(text)
+    print(lines(text))
     return text
 
 
@@ -187,9 +191,13 @@ TABLES = {"summary": losses, "scores": scores, "conflict": conflicts}
 
 
 def markdown(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a titled Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"**{title}**", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+    """Lines of a titled Markdown table. Whatever a cell or the title holds, it is one cell, and no HTML."""
+    table = [map(_cell, header), ["---"] * len(header), *(map(_cell, row) for row in rows)]
+    return [f"**{_cell(title)}**", "", *("| " + " | ".join(line) + " |" for line in table), ""]
+
+
+def _cell(text: str) -> str:
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _spread(seeds: list[dict[str, float]], key: str) -> str:

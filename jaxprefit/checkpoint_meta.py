@@ -26,6 +26,20 @@ _CHOICES = {
 _ITEM = re.compile(r"backbone|(lora|head)\.[A-Za-z0-9_]+")  # the name of a folder, never a path
 
 
+_BEFORE_A_CHOICE = {("aggregator",): ("aggregator_decay", 0.0), ("optimizer", "clip_norm"): ("clip", "families")}
+"""Setting -> another beside it that runs had no choice of when that one was saved alone, and what they did."""
+
+
+def complete(meta: dict[str, Any]) -> None:
+    """Adds to the saved config what older runs did without having a setting for it."""
+    for (*groups, key), (later, value) in _BEFORE_A_CHOICE.items():
+        settings = meta["config"]
+        for group in groups:
+            settings = settings.get(group, {})
+        if key in settings:
+            settings.setdefault(later, value)
+
+
 def problem(meta: dict[str, Any]) -> str:
     """What is wrong with the content, in a few words; '' where nothing is."""
     for key, kind in _TYPES.items():

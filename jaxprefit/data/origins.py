@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,9 @@ from jaxprefit.data import hub
 from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
 from jaxprefit.data.records import BlankText, Kind, Record, make_record, pick, source_columns
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
+
+_log = logging.getLogger(__name__)
 
 # TFDS knows conll2003, glue and other older datasets only once their module is imported.
 TFDS_AREAS = ("text", "question_answering", "summarization", "translate")
@@ -45,7 +49,7 @@ class Source:
       tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
       hub: a dataset of the Hugging Face hub, or a folder laid out like one; with its subset and revision.
       split: of a folder, TFDS or the hub; for these two also a slice such as "train[:10%]".
-      format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
+      format, columns, scheme, delimiter, quotes: as for ``readers.read``; columns as (field, column) pairs.
       limit: only the first so many rows; 0 for all.
       blank: what to do with a row whose text is blank: "refuse" the source, or "skip" the row.
     """
@@ -63,6 +67,8 @@ class Source:
     hub: str = ""
     subset: str = ""
     revision: str = ""
+    delimiter: str = ""
+    quotes: str = ""
 
 
 def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
@@ -82,7 +88,7 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
         return str(found.hash), source.format or "hub", _hub_rows(source, kind, found, quiet)
     if not source.path:
         raise UserError(f"source {source.name!r}: has neither path nor tfds; give one of them")
-    path = Path(source.path)
+    path = user_path(source.path)
     if os.path.isdir(path):
         folder = _tfds_folder(path)
         if folder:
@@ -101,6 +107,8 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
             format=source.format or None,
             columns=columns,
             scheme=source.scheme,
+            delimiter=source.delimiter or None,
+            quotes=source.quotes or None,
             limit=source.limit,
             dropped=dropped if source.blank == "skip" else None,
         )
@@ -215,7 +223,7 @@ def _hub_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Rows:
         if not kept:
             raise UserError(f"{where}: split {source.split!r} holds no records; choose another")
         if missed and not told:  # the rows are read twice
-            print(f"source {source.name}: {missed:,} entities whose text does not stand in theirs are left out")
+            _log.info(f"source {source.name}: {missed:,} entities whose text does not stand in theirs are left out")
             told.append(missed)
 
     return read_hub
