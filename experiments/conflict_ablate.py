@@ -112,6 +112,7 @@ def train_cell(
     streams = family_data.streams(run.data, run.setup.families, config, config.seed)
     cfg = wiring.loop_config(config, config.optimizer.steps, config.optimizer.steps)
     state = loop.run(wiring.make_step(run, tx, config), state, streams, run.mesh, folder, cfg, lambda *_: None)
+    loop.require_a_step(int(state.step), folder / "metrics.jsonl")
     for stream in streams.values():
         stream.close()
     out = {}

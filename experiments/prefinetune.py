@@ -26,6 +26,7 @@ from rich.table import Table
 
 from experiments import family_data, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
 from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
@@ -33,6 +34,7 @@ from jaxprefit.errors import UserError
 from jaxprefit.files import locked, read_json, write_json, write_text
 from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
+from jaxprefit.terminal import plain, printable
 
 SUMMARY_VERSION = 2
 
@@ -44,6 +46,7 @@ def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> No
         run(config, workdir)
 
 
+@owned("prefinetune")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
     with first_alone("data"):
@@ -92,6 +95,8 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
             print(f"stopped after {int(state.step)} of {steps} steps: a source is used up (data.*.exhaustion=stop)")
     elif not steps:  # nothing to train: the checkpoint is the start encoder
         save(state, {})
+    if strategy.families:
+        loop.require_a_step(int(state.step), workdir / "metrics.jsonl")
     after = score(state.params)
     for name, found in after.items():
         if not math.isfinite(found["loss"]):
@@ -118,7 +123,8 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     write_json(workdir / "summary.json", summary)
     print_data(summary["data"])
     if skipped := summary["skipped_steps"]:
-        print(f"{skipped} steps were skipped: a loss or gradient was not finite; see {workdir / 'nonfinite'}")
+        batches = workdir / "nonfinite"
+        print(printable(f"{skipped} steps were skipped: a loss or gradient was not finite; see {batches}"))
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary
@@ -196,7 +202,7 @@ def print_data(report: dict[str, Any]) -> None:
         table = Table("source", "rows", "left out", "examples", "requested", "observed", title=title)
         for name, s in r["sources"].items():
             shares = (f"{100 * s[k]:.2f} %" for k in ("requested", "observed"))
-            table.add_row(name, f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares)
+            table.add_row(plain(name), f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares)
         Console(width=100).print(table)
 
 

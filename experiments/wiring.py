@@ -26,8 +26,10 @@ from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
-from jaxprefit.pretrained import Pretrained, load_pretrained, read_tokenizer
+from jaxprefit.paths import user_path
+from jaxprefit.pretrained import Pretrained, load_pretrained
 from jaxprefit.sharding import check_rows, hidden_rows, make_mesh, put_batch, put_state, row_devices, shardings
+from jaxprefit.tokenizer_files import read_tokenizer
 
 Scores = dict[str, dict[str, float]]
 
@@ -68,7 +70,7 @@ def start_tokenizer(config: ConfigDict, cache: pathlib.Path) -> tokenizers.Token
     if config.model.path:
         return load_pretrained(config.model.path).tokenizer
     if config.model.vocab_path:
-        return read_tokenizer(pathlib.Path(config.model.vocab_path))
+        return read_tokenizer(user_path(config.model.vocab_path))
     return generated_tokenizer(config.model.vocab, cache)
 
 
@@ -114,9 +116,8 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices, **config.mesh)
     cache = family_data.cache_folder(config, workdir)
-    for folder in (workdir, cache):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; give the name of a folder, new or old")
+    if cache.exists() and not cache.is_dir():
+        raise UserError(f"{cache} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
     check_machine(config, start.config, row_devices(mesh))
     spec = lora_spec(config)

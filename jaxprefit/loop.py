@@ -16,6 +16,7 @@ from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.data.mixture import Drawn
 from jaxprefit.distributed import Agreement, first
 from jaxprefit.errors import UserError
+from jaxprefit.files import write_text
 from jaxprefit.nonfinite import Watch
 from jaxprefit.preemption import Notice, Preempted
 from jaxprefit.profiling import Profile
@@ -131,10 +132,7 @@ class MetricsWriter:
         self.file: TextIO | None = None
         if not first():
             return
-        kept = lines_up_to(path, start)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(lines_up_to(path, start)))
         self.file = path.open("a")
 
     def __enter__(self) -> "MetricsWriter":
@@ -172,6 +170,19 @@ class MetricsWriter:
 def skipped_steps(path: pathlib.Path) -> int:
     """How many steps of a whole metrics.jsonl were skipped; 0 where there is no such file."""
     return sum('"skipped"' in line for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+def require_a_step(step: int, path: pathlib.Path) -> None:
+    """Raises UserError where a run that ended at `step` with the metrics.jsonl at `path` has changed no parameter."""
+    if not step:
+        raise UserError(
+            "no step was done: a source has less than a batch (data.*.exhaustion=stop); take fewer data.*.rows"
+        )
+    if skipped_steps(path) >= step:
+        raise UserError(
+            f"no step was done: all {step} were skipped, since a loss or gradient was not finite; lower the learning "
+            f"rate or look at the batches in {path.with_name('nonfinite')}"
+        )
 
 
 def lines_up_to(path: pathlib.Path, step: int) -> list[str]:

@@ -1,14 +1,19 @@
-"""Tokenisation and padding. Ids include [CLS] and [SEP] as the tokenizer's own template adds them."""
+"""Tokenisation and padding. Ids include [CLS] and [SEP] as the tokenizer's own template adds them, if it does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
 
+from jaxprefit.errors import UserError
+
 
 def encode_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> np.ndarray:
-    """Ids [n <= max_length] int32 of a text; a longer one is cut before its last special token."""
-    return _cut(tokenizer.encode(text).ids, max_length)
+    """Ids [1 <= n <= max_length] int32 of a text; a longer one is cut before the special tokens that close it.
+
+    A text without a token, such as "" of a tokenizer that adds none, stands as the unknown token.
+    """
+    return _cut(tokenizer, tokenizer.encode(text), max_length)
 
 
 def encode_words(
@@ -26,10 +31,18 @@ def encode_words(
         words = [w if i in present else unknown for i, w in enumerate(words)]
         encoding = tokenizer.encode(list(words), is_pretokenized=True)
     first: list[int] = []
+    end = max_length - special_ends(encoding)[1]  # the last place belongs to [SEP]
     for position, word in enumerate(encoding.word_ids):
-        if word == len(first) and position < max_length - 1:  # the last place belongs to [SEP]
+        if word == len(first) and position < end:
             first.append(position)
-    return _cut(encoding.ids, max_length), first
+    return _cut(tokenizer, encoding, max_length), first
+
+
+def special_ends(encoding: tokenizers.Encoding) -> tuple[int, int]:
+    """How many special tokens the tokenizer has put before a text and after it."""
+    special = encoding.special_tokens_mask
+    opening = special.index(0) if 0 in special else len(special)
+    return opening, special[::-1].index(0) if 0 in special else 0
 
 
 def pad_ids(rows: Sequence[np.ndarray], length: int, fill: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -42,8 +55,35 @@ def pad_ids(rows: Sequence[np.ndarray], length: int, fill: int = 0) -> tuple[np.
     return ids, mask
 
 
-def _cut(ids: list[int], max_length: int) -> np.ndarray:
-    return np.asarray(ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]], np.int32)
+def batches_by_length(
+    rows: Sequence[np.ndarray], size: int, padded: Callable[[int], int]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of about equal lengths and of few shapes: numbers of rows [n <= size], ids and mask [size, L].
+
+    L is `padded` of the longest row. The last batch is filled up with copies of one of its rows.
+    """
+    order = np.argsort([len(row) for row in rows], kind="stable")
+    for numbers in (order[i : i + size] for i in range(0, len(rows), size)):
+        chosen = [rows[i] for i in numbers]
+        ids, mask = pad_ids(chosen + chosen[:1] * (size - len(chosen)), padded(len(chosen[-1])))
+        yield numbers, ids, mask
+
+
+def _cut(tokenizer: tokenizers.Tokenizer, encoding: tokenizers.Encoding, max_length: int) -> np.ndarray:
+    ids = encoding.ids
+    if len(ids) > max_length:
+        closing = special_ends(encoding)[1]
+        ids = ids[: max_length - closing] + ids[len(ids) - closing :]
+    return np.asarray(ids or [_unknown_id(tokenizer)], np.int32)
+
+
+def _unknown_id(tokenizer: tokenizers.Tokenizer) -> int:
+    unknown = tokenizer.token_to_id(_unknown_token(tokenizer))
+    if unknown is None:
+        raise UserError(
+            "the tokenizer gives no token for an empty text and knows no unknown token; leave such texts out"
+        )
+    return unknown
 
 
 def _unknown_token(tokenizer: tokenizers.Tokenizer) -> str:

@@ -5,6 +5,7 @@ A cell appears whole or not at all, so that a grid can be stopped at any moment 
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxprefit.downstream import significance
-from jaxprefit.downstream.evaluate import score
+from jaxprefit.downstream.evaluate import score, strict_scores
 from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 
 CELL_VERSION = 2
+NAME_BYTES = 120  # of a task in a file's name; file systems allow 255 for all of it
 ROWS = ("predictions", "counts")  # one line of numbers per test row
 
 
@@ -34,6 +36,15 @@ class Cell:
     labels: tuple[str, ...]
     predictions: Predictions  # indices into labels, per test row
     counts: list[list[int]]  # per test row, what `significance.paired_bootstrap` takes: [N, 3] of NER, [N, 2] of TC
+
+
+def file_name(task: str, seed: int, digest: str) -> str:
+    """The name of a cell's file. A task's name that is too long for a file system is cut, and ends in a hash of it."""
+    stem = task.replace("/", "_")
+    if len(stem.encode()) > NAME_BYTES:
+        start = stem.encode()[:NAME_BYTES].decode(errors="ignore")  # a character may be of several bytes
+        stem = f"{start}-{hashlib.sha256(task.encode()).hexdigest()[:12]}"
+    return f"{stem}-seed{seed}-{digest}.json"
 
 
 def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
@@ -80,6 +91,8 @@ def read(file: pathlib.Path) -> Cell:
         for key in ROWS:
             content[key] = [[int(c) for c in line.split()] for line in content[key]]
         content["unseen"], content["labels"] = tuple(content["unseen"]), tuple(content["labels"])
+        if content["family"] == "ner":  # of an older version they may be other than those of the counts
+            content["scores"] |= strict_scores(content["counts"])
         return Cell(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{file} is damaged ({type(error).__name__}); delete it, and it is computed again"

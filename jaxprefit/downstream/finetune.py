@@ -81,6 +81,7 @@ class TaskData:
     task: Task
     train: Rows
     test: Rows  # the rows it is scored on
+    notes: tuple[str, ...] = ()  # what to tell of these rows beside the scores
 
 
 Predictions = list[list[int]]

@@ -3,7 +3,8 @@
 Muennighoff et al., 2023, "MTEB: Massive Text Embedding Benchmark" (EACL), and the benchmark's AbsTaskClassification:
 8 rows a label, 10 draws, at most 100 iterations, mean accuracy. A seed of downstream.seeds is the number of a draw.
 A text's vector is the mean of its last hidden states at unit length, as the contrastive objective compares it and as
-sentence encoders such as all-MiniLM-L6-v2 give it out; experiments/results/mteb.md has its scores beside the published.
+sentence encoders such as all-MiniLM-L6-v2 give it out, or the first one where the encoder's files say so.
+experiments/results/mteb.md has its scores beside the published.
 """
 
 import warnings
@@ -55,8 +56,8 @@ def classify(
 
 
 def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Mean of each text's last hidden states at unit length, through the family's adapter where the model has one: [N,
-    D] float32."""
+    """Each text's vector at unit length, as the model pools it, through the family's adapter where the model has one:
+    [N, D] float32."""
     adapter = model.adapters.get(data.family)
     backbone = lora.merge(model.backbone, adapter) if adapter else model.backbone
     ids = [data.task.encode_record(record)["ids"] for record in records]
@@ -65,7 +66,9 @@ def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]
     for begin in range(0, len(ids), TEXTS):
         part = ids[begin : begin + TEXTS]
         found = Features(model.config, backbone, model.config.num_layers, part, length, limit=2**62)
-        sizes = np.asarray([len(text) for text in part])
-        sums = np.add.reduceat(np.asarray(found.hidden, np.float32), found.begin[:-1])
-        out[begin : begin + TEXTS] = sums / sizes[:, None]
+        hidden, starts = np.asarray(found.hidden, np.float32), found.begin[:-1]
+        if model.sentence.pooling == "cls":
+            out[begin : begin + TEXTS] = hidden[starts]
+        else:
+            out[begin : begin + TEXTS] = np.add.reduceat(hidden, starts) / np.diff(found.begin)[:, None]
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)

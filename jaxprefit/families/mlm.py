@@ -23,6 +23,7 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.encode import special_ends
 from jaxprefit.data.packing import Packing
 from jaxprefit.encoder import gelu
 from jaxprefit.errors import UserError
@@ -59,6 +60,11 @@ class MlmFamily(Family):
     def is_ordinary(self) -> np.ndarray:
         """[V] bool, by id: whether a token is not special."""
         return np.isin(np.arange(max(self.tokenizer.get_vocab().values()) + 1), self.ordinary)
+
+    @functools.cached_property
+    def special_ends(self) -> tuple[int, int]:
+        """How many special tokens the tokenizer puts before a text and after it."""
+        return special_ends(self.tokenizer.encode("a"))
 
     @classmethod
     def create(cls, config: Mapping[str, Any], sources: Sequence[Prepared], tokenizer: tokenizers.Tokenizer) -> Self:
@@ -115,18 +121,21 @@ class MlmFamily(Family):
         return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions]}
 
     def _window(self, ids: np.ndarray, words: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """At most `max_length` tokens, with [CLS] and [SEP] at the ends; begins at a word, ends after one if it can."""
+        """At most `max_length` tokens, between the special tokens that open and close a text, if any; begins at a word
+        and ends after one if it can."""
         if len(ids) <= self.max_length:
             return ids, words
-        room, last = self.max_length - 2, len(ids) - 1  # `last` is the place of [SEP]
-        starts = 1 + np.flatnonzero((words[1:last] != words[: last - 1]) | (words[1:last] == NO_WORD))
+        opening, closing = self.special_ends
+        room, last = self.max_length - opening - closing, len(ids) - closing  # `last` is the place of [SEP]
+        inner = words[opening:last]
+        starts = opening + np.flatnonzero((np.diff(inner, prepend=NO_WORD) != 0) | (inner == NO_WORD))
         # The last start is the first from which the rest of the text fits.
         latest = starts[min(int(np.searchsorted(starts, last - room)), len(starts) - 1)]
         first = int(rng.choice(starts[starts <= latest]))
         ends = np.append(starts, last)
         fitting = ends[(ends > first) & (ends <= first + room)]
         stop = int(fitting[-1]) if len(fitting) else min(first + room, last)  # a word may be longer than the window
-        inside = np.concatenate([[0], np.arange(first, stop), [last]])
+        inside = np.concatenate([np.arange(opening), np.arange(first, stop), np.arange(last, len(ids))])
         return ids[inside], words[inside]
 
     def _choose(self, words: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
