@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.01
     c.optimizer.b1 = 0.9  # AdamW's decay of its means of the gradient and its square
     c.optimizer.b2 = 0.999
-    c.optimizer.clip = "combined"  # the combined update; or 'families': each one's gradients, before they are combined
+    c.optimizer.clip = "auto"  # 'families', each before they are combined; with surgery 'combined', the update instead
     c.optimizer.clip_norm = 1.0
 
     c.data = ConfigDict()
