@@ -17,7 +17,7 @@ from experiments.study_tables import (
     tasks,
     with_interval,
 )
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
 
 
 def report(content: Content) -> list[str]:
@@ -36,6 +36,8 @@ def report(content: Content) -> list[str]:
     if counts["done"] < counts["all"]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
+    for task, why in content.get("left_out", {}).items():
+        lines += [f"{task} is left out of every mean, difference and test: {why}.", ""]
     lines += overview(content)
     lines += ["## Main table", "", *main_tables(content)]
     if over_none(content):
@@ -134,5 +136,5 @@ def failures(content: Content) -> list[str]:
     lines = ["## Failed", ""]
     for cell in content["failed"]:
         what = "" if cell["task"] is None else f", {cell['task']} seed {cell['seed']}"
-        lines.append(f"- {cell['folder']}{what}: {cell['reason']}")
+        lines.append(f"- {cell['folder']}{what}: {escaped(cell['reason'])}")
     return [*lines, ""]

@@ -33,7 +33,9 @@ def averaged(models: Sequence[Model], shares: Sequence[float] | None = None) -> 
 
     backbone = jax.tree.map(mean, *(m.backbone for m in models))
     strategy = Strategy("averaged", (("backbone", ()),))
-    return Model(first.config, {"backbone": backbone}, first.tokenizer, strategy, {"strategy": "averaged"})
+    return Model(
+        first.config, {"backbone": backbone}, first.tokenizer, strategy, {"strategy": "averaged"}, first.sentence
+    )
 
 
 def _shape(config: EncoderConfig) -> EncoderConfig:

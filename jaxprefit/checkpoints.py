@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit import checkpoint_meta, checksums
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
 from jaxprefit.sharding import put
 from jaxprefit.train import TrainState
 
@@ -55,7 +56,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int = 2):
         _quiet()
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = user_path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -120,7 +121,11 @@ class Checkpoints:
 
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
-    """The newest step's folder of a workdir, `path` itself where it is one step's folder, None for anything else."""
+    """The newest step's folder of a workdir or of its checkpoints/, `path` itself where it is one step's folder or a
+    link to one, None for anything else."""
+    path = path.resolve() if path.is_symlink() else path
+    if path.name == "checkpoints" and any(p.name.isdigit() for p in path.glob("*/")):
+        path = path.parent
     if (path / "checkpoints").is_dir():
         steps = [p for p in (path / "checkpoints").iterdir() if p.name.isdigit()]
         if not steps:
@@ -177,6 +182,7 @@ def _read_meta(folder: pathlib.Path) -> dict:
         )
     if wrong := checkpoint_meta.problem(meta):
         raise _damaged(folder, f"the item 'meta' is damaged ({wrong})")
+    checkpoint_meta.complete(meta["config"])
     for name in (*meta["items"], "optimizer", "data", "tokenizer"):
         _require(folder, name)
     return meta

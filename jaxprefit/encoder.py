@@ -260,6 +260,15 @@ def mean_pool(hidden: jax.Array, mask: jax.Array) -> jax.Array:
     return (hidden.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1.0)
 
 
+def first_token(hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    """The first token of each text in `hidden` [B, L, D], which is [CLS], in float32: [B, D]."""
+    return hidden[:, 0].astype(jnp.float32)
+
+
+POOLINGS = {"mean": mean_pool, "cls": first_token}
+"""How hidden states [B, L, D] and their mask [B, L] become vectors of the texts [B, D], by name."""
+
+
 def unit(x: jax.Array) -> jax.Array:
     """Rows of `x` [..., D] scaled to length 1."""
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), 1e-12))

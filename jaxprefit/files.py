@@ -3,15 +3,19 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from jaxprefit.distributed import first
-from jaxprefit.errors import UserError
+from jaxprefit.errors import UserError, one_line
+
+_LARGEST_GIVEN = 2**24  # bytes of a JSON file of settings
+
+_log = logging.getLogger(__name__)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -40,6 +44,26 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def read_given_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file of settings that another program wrote. Raises UserError where there is none."""
+    content = read_given_json_value(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return content
+
+
+def read_given_json_value(path: pathlib.Path) -> Any:
+    """Any value in such a file. Raises UserError where there is no JSON."""
+    try:
+        if path.stat().st_size > _LARGEST_GIVEN:
+            raise UserError(f"{path}: larger than {_LARGEST_GIVEN >> 20} MiB; fetch the file again")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror or e}") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: not JSON ({one_line(e)})") from e
+
+
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[None]:
     """Makes `folder` and keeps other runs that ask for it by this function out while the context is open.
@@ -63,7 +87,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             holder = file.read() or "another run"
             raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another --workdir") from None
         except OSError as e:  # some network file systems have no locks
-            print(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there", file=sys.stderr)
+            _log.warning(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

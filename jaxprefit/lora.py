@@ -45,6 +45,11 @@ class LoraSpec:
         unknown = [t for t in self.targets if t not in LINEAR_MAPS]
         if unknown or not self.targets:
             raise UserError(f"lora.targets {list(self.targets)}: choose from {', '.join(LINEAR_MAPS)}")
+        narrowest = min(self.targets, key=lambda t: min(config.map_shape(t)))
+        if self.rank > (most := min(config.map_shape(narrowest))):
+            raise UserError(
+                f"lora.rank is {self.rank}; the map '{narrowest}' of this encoder has a rank of {most} at most"
+            )
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"lora.dropout is {self.dropout}; it must lie in [0, 1)")
 

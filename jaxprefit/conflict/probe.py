@@ -111,8 +111,8 @@ def probe(
 def check_independent(texts: Mapping[str, Sequence[set[bytes]]]) -> None:
     """Raises UserError where two families hold mostly the same texts in batches of one number, but not of others.
 
-    `texts` are those of the first batches, two or more, by family. That families draw from one small source by themselves is no
-    error: then batches of other numbers have as many texts in common.
+    `texts` are those of the first batches, two or more, by family. That families draw from one small source by
+    themselves is no error: then batches of other numbers have as many texts in common.
     """
     for (a, first), (b, second) in itertools.combinations(texts.items(), 2):
         together = apart = 0.0

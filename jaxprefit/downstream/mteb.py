@@ -3,7 +3,8 @@
 Muennighoff et al., 2023, "MTEB: Massive Text Embedding Benchmark" (EACL), and the benchmark's AbsTaskClassification:
 8 rows a label, 10 draws, at most 100 iterations, mean accuracy. A seed of downstream.seeds is the number of a draw.
 A text's vector is the mean of its last hidden states at unit length, as the contrastive objective compares it and as
-sentence encoders such as all-MiniLM-L6-v2 give it out; experiments/results/mteb.md has its scores beside the published.
+sentence encoders such as all-MiniLM-L6-v2 give it out, or the first one where the encoder's files say so.
+experiments/results/mteb.md has its scores beside the published.
 """
 
 import warnings
@@ -15,7 +16,7 @@ import numpy as np
 from jaxprefit import lora
 from jaxprefit.downstream import batches, rows
 from jaxprefit.downstream.features import Features
-from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData
+from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData, cuts_of, encoded
 from jaxprefit.errors import UserError
 from jaxprefit.loading import Model
 
@@ -51,12 +52,17 @@ def classify(
                 found[draw] = UserError(f"task '{data.name}': {str(error).splitlines()[0]}")
         on_step(n)
     present = {labels[i] for i in chosen[0]}
-    return Finetuned(found, len(chosen[0]), tuple(label for label in data.task.labels if label not in present))
+    unseen = tuple(label for label in data.task.labels if label not in present)
+    cuts = {
+        "train": cuts_of(data.task.encode_record(train[int(i)]) for i in chosen[0]),
+        "test": cuts_of(encoded(data.task, data.test)),
+    }
+    return Finetuned(found, len(chosen[0]), unseen, cuts)
 
 
 def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]) -> np.ndarray:
-    """Mean of each text's last hidden states at unit length, through the family's adapter where the model has one: [N,
-    D] float32."""
+    """Each text's vector at unit length, as the model pools it, through the family's adapter where the model has one:
+    [N, D] float32."""
     adapter = model.adapters.get(data.family)
     backbone = lora.merge(model.backbone, adapter) if adapter else model.backbone
     ids = [data.task.encode_record(record)["ids"] for record in records]
@@ -65,7 +71,9 @@ def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]
     for begin in range(0, len(ids), TEXTS):
         part = ids[begin : begin + TEXTS]
         found = Features(model.config, backbone, model.config.num_layers, part, length, limit=2**62)
-        sizes = np.asarray([len(text) for text in part])
-        sums = np.add.reduceat(np.asarray(found.hidden, np.float32), found.begin[:-1])
-        out[begin : begin + TEXTS] = sums / sizes[:, None]
+        hidden, starts = np.asarray(found.hidden, np.float32), found.begin[:-1]
+        if model.sentence.pooling == "cls":
+            out[begin : begin + TEXTS] = hidden[starts]
+        else:
+            out[begin : begin + TEXTS] = np.add.reduceat(hidden, starts) / np.diff(found.begin)[:, None]
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxprefit.data.encode import encode_text, pad_ids
+from jaxprefit.data.encode import batches_by_length, encode_text, pad_ids
 from jaxprefit.encoder import Encoder, EncoderConfig, mean_pool, unit
 from jaxprefit.families.base import Encode
 from jaxprefit.pretrained import Pretrained
@@ -114,15 +114,10 @@ SIDES: dict[str, Callable[[tokenizers.Tokenizer, tuple[str, ...]], ConceptSide]]
 def name_vectors(start: Pretrained, names: Sequence[str]) -> np.ndarray:
     """Mean-pooled vectors [C, D] float32 of names, encoded a chunk of about equal lengths at a time."""
     rows = [encode_text(start.tokenizer, name, NAME_LENGTH) for name in names]
-    order = np.argsort([len(r) for r in rows], kind="stable")
     out = np.zeros((len(rows), start.config.hidden_size), np.float32)
     params = jax.tree.map(jnp.asarray, start.params)  # onto the device once
-    # Few shapes: one number of rows, and lengths in steps of eight.
-    chunk = min(CHUNK, len(rows))
-    for places in (order[i : i + chunk] for i in range(0, len(rows), chunk)):
-        chosen = [rows[i] for i in places]
-        ids, mask = pad_ids(chosen + [chosen[0]] * (chunk - len(chosen)), _in_eights(max(map(len, chosen))))
-        out[places] = _pooled(start.config, params, ids, mask)[: len(places)]
+    for numbers, ids, mask in batches_by_length(rows, min(CHUNK, len(rows)), _in_eights):
+        out[numbers] = _pooled(start.config, params, ids, mask)[: len(numbers)]
     return out
 
 
