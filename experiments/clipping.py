@@ -20,23 +20,24 @@ from ml_collections import ConfigDict
 
 from experiments import conflict_ablate, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli, surgery
 from jaxprefit.conflict.ablation import Variant
 from jaxprefit.conflict.gram import GROUPINGS, regroup
 from jaxprefit.files import write_json
-from jaxprefit.optim import CLIPS
 
 CLIPPING_VERSION = 1
 METHODS = tuple(name for name, method in surgery.METHODS.items() if method.reads_gram and name != "gradnorm")
 
 
+@owned("clipping")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains what is not there yet, and returns what clipping.json holds."""
     check(config)
     cells, angles = [], []
     for seed in config.clipping.seeds:
         for strategy in config.clipping.strategies:
-            for clip in CLIPS:
+            for clip in ("families", "combined"):
                 c = copy.deepcopy(config)
                 c.update_from_flattened_dict(
                     {"strategy": strategy, "seed": seed, "optimizer.clip": clip, "run.log_gram": True}

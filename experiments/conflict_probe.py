@@ -16,6 +16,7 @@ from jaxprefit.conflict.describe import transfer_matrix
 from jaxprefit.conflict.gram import Flat
 from jaxprefit.conflict.probe import View, probe
 from jaxprefit.data import mixture
+from jaxprefit.data.cuts import Cuts, sentence
 from jaxprefit.loading import Model
 from jaxprefit.paths import user_path
 from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state
@@ -86,8 +87,15 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
             conflict_lookahead.Inputs(setup, flat, shared, gradient, streams, held, metric, means, optimizer, whole),
             config.conflict.lookahead,
         )
+    section["cuts"] = {  # of all batches drawn
+        name: {source: Cuts(*cuts).report() for source, cuts in stream.get_state()["cuts"].items()}
+        for name, stream in streams.items()
+    }
     for stream in streams.values():
         stream.close()
+    for name, of in section["cuts"].items():
+        if (cuts := Cuts.total(Cuts(**c) for c in of.values())).cut_texts:
+            print(f"{name}: {sentence(cuts.report())} {'windowed' if data[name].family.windows else 'cut'}")
     workdir.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{view}:{block}:{part}": x

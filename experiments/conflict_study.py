@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from experiments import conflict, conflict_ablate, conflict_trial, family_data, prefinetune
 from experiments.checks import check
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
 from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import words
@@ -68,7 +68,7 @@ def full_report(config: ConfigDict, folder: pathlib.Path, checkpoint: pathlib.Pa
 
 def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | None) -> list[str]:
     """Lines of conflict_study.md."""
-    lines = [f"# Conflict from {start}", ""]
+    lines = [f"# Conflict from {escaped(start)}", ""]
     for strategy, report in reports.items():
         lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in words.verdict(report)), ""]
     lines += gradients(reports)

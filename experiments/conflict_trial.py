@@ -22,7 +22,7 @@ import jaxprefit
 from experiments import downstream, family_data, prefinetune, wiring
 from experiments.checks import check
 from experiments.objectives import spread
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
 from experiments.workdirs import owned
 from jaxprefit import cli, lora, train
 from jaxprefit.conflict import ablation
@@ -137,7 +137,7 @@ def tasks(scores: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def report(content: dict[str, Any]) -> list[str]:
     """Lines of trial.md."""
     seeds = ", ".join(map(str, content["seeds"]))
-    lines = [f"# LoRA as advised and on the last layers, from {content['start']}", ""]
+    lines = [f"# LoRA as advised and on the last layers, from {escaped(content['start'])}", ""]
     lines += [f"task_primary, {content['steps']} steps, pre-finetuning seeds {seeds}.", ""]
     placed = [[p, _layers(c), ", ".join(c["targets"]), str(c["rank"]), f"{c['parameters']:,}"]
               for p, c in content["lora"].items()]  # fmt: skip

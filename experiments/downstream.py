@@ -179,6 +179,7 @@ def summary(data: TaskData, done: list[cells.Cell]) -> dict[str, Any]:
         "test_rows": len(data.test),
         "classes": len(data.task.labels),
         "unseen": list(done[0].unseen),
+        "cuts": cells.cuts(data, done[0]),
         "averaged": not says_nothing,
         "notes": [*says_nothing, *data.notes, *notes.of_scores(data, done[0], mean)],
         "mean": mean,

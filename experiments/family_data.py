@@ -24,7 +24,7 @@ Parts = list[tuple[str, mixture.Rows]]
 
 @dataclasses.dataclass(frozen=True)
 class FamilyData:
-    """One family with its rows: those trained on, and the last of each source, held out."""
+    """One family with its rows: those trained on, and some of each source, held out."""
 
     family: Family
     train: Parts
@@ -47,6 +47,11 @@ def load(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Pat
             continue
         rows = [mixture.Rows(p, kept.kept(p) if kept else range(len(p))) for p in prepared]
         dropped = {r.data.name: len(r.data) - len(r) for r in rows}
+        for source in (r.data for r in rows if not len(r)):
+            raise UserError(
+                f"source '{source.name}': all of its {len(source):,} rows stand in a test set "
+                f"(data.drop_overlap={level}); leave the source out, or the test"
+            )
         parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
         settings = config.data[name]
         family = FAMILIES[name].of(settings).create(settings.to_dict(), prepared, tokenizer)

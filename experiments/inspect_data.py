@@ -3,10 +3,10 @@ r"""What the data holds, and which rows of the pre-finetuning sources stand in a
 python -m experiments.inspect_data --config=configs/inspect_data.py --workdir=runs/inspection --config.data.root=DIR
 
 Over every source of data.*.sources and the test rows of every task of downstream.ner and downstream.tc: rows,
-duplicates, lengths in tokens of model.path's tokenizer, entity types or labels, rendered examples, and the exact and
-near overlap of each source with each test (jaxprefit/data/overlap.py says what counts). Writes WORKDIR/inspection.json
-and WORKDIR/inspection.md, which hold counts and no text. `prefinetune` leaves the overlapping rows out with
-data.drop_overlap=exact or near.
+duplicates, lengths in tokens of model.path's tokenizer and what is beyond data.*.max_length or downstream.max_length,
+entity types or labels, rendered examples, and the exact and near overlap of each source with each test
+(jaxprefit/data/overlap.py says what counts). Writes WORKDIR/inspection.json and WORKDIR/inspection.md, which hold
+counts and no text. `prefinetune` leaves the overlapping rows out with data.drop_overlap=exact or near.
 """
 
 import pathlib
@@ -25,6 +25,7 @@ from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.cuts import sentence
 from jaxprefit.data.filtering import all_texts, records
 from jaxprefit.data.statistics import Statistics
 from jaxprefit.errors import UserError
@@ -55,7 +56,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     entries: dict[str, list[dict[str, Any]]] = {"sources": [], "tests": [], "overlap": []}
     for family, prepared in given.items():
         for source in prepared:
-            statistics = Statistics(tokenizer)
+            c = config.data[family]
+            prefixes = {"a": c.prefix_a, "b": c.prefix_b, "negative": c.prefix_b} if source.kind == "pairs" else {}
+            statistics = Statistics(tokenizer, c.max_length, prefixes)
             found = overlap.compare(statistics.watch(records(source)), index)
             held = np.maximum(held, found.tests)
             name = {"family": family, "source": source.name}
@@ -65,7 +68,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             show(console, source, entries["sources"][-1])
     for family, prepared in tests.items():
         for test in prepared:
-            statistics = Statistics(tokenizer)
+            statistics = Statistics(tokenizer, config.downstream.max_length)
             for _ in statistics.watch(records(test)):
                 pass
             counts = {"overlap": _levels(held, index.member[:, index.names.index(test.name)])}
@@ -106,6 +109,9 @@ def show(console: Console, source: Prepared, entry: dict[str, Any]) -> None:
         f"{entry['tokens']:,} tokens; a text has {p['50']} (5 %: {p['5']}, 95 %: {p['95']}, longest: {p['100']})"
     )
     console.print(plain(source.name, "bold").append(about, "not bold"), highlight=False)
+    if entry["cuts"]["cut_texts"]:
+        longer = "windowed" if entry["kind"] == "text" else "cut"
+        console.print(f"  {sentence(entry['cuts'])} {longer} at max_length, {entry['max_length']}", highlight=False)
     if entry["types"]:
         top = ", ".join(f"{t} {n:,}" for t, n in [*entry["top_types"].items()][:TOP])
         more = ", ..." * (entry["types"] > TOP)

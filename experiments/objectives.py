@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 import jaxprefit
 from experiments import downstream, family_data, prefinetune, task_data
 from experiments.checks import check
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
 from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.averaging import averaged
@@ -156,7 +156,7 @@ def of_family(entries: list[dict[str, Any]]) -> dict[str, Any]:
 def report(content: dict[str, Any]) -> list[str]:
     """Lines of objectives.md."""
     recipe, names = content["downstream"], {"ner": "strict span F1", "tc": "accuracy"}
-    lines = [f"# Pre-finetuning for one family, from {content['start']}", ""]
+    lines = [f"# Pre-finetuning for one family, from {escaped(content['start'])}", ""]
     lines += [
         f"Mode {recipe['mode']} (LoRA of equal shape, linear head), {recipe['fraction']:.0%} of the training rows, "
         f"{recipe['steps']} steps of {recipe['batch_size']} rows. Scores in percent: mean and standard deviation over "
@@ -176,7 +176,8 @@ def report(content: dict[str, Any]) -> list[str]:
         lines += [f"{beats} (last p: Wilcoxon's signed-rank test over tasks).", ""]
     lines += [f"- left out, as its score says nothing: {task}: {why}" for task, why in content["left_out"].items()]
     for cell in content["failed"]:
-        lines.append(f"- failed: {cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}")
+        what = f"{cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}"
+        lines.append(f"- failed: {escaped(what)}")
     return lines
 
 

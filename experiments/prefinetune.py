@@ -29,6 +29,7 @@ from experiments.checks import check
 from experiments.workdirs import owned
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
+from jaxprefit.data.cuts import Cuts, sentence, share
 from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked, read_json, write_json, write_text
@@ -182,6 +183,8 @@ def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict
     return {
         "useful_tokens": position["tokens"],
         "useful_share": position["tokens"] / max(capacity, 1),
+        "max_length": data.family.max_length,
+        "longer": "windowed" if data.family.windows else "cut",
         "sources": {
             name: {
                 "rows": len(rows),
@@ -189,6 +192,7 @@ def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict
                 "requested": requested[name],
                 "observed": examples[name] / max(sum(examples.values()), 1),
                 "examples": examples[name],
+                "cuts": Cuts(*position["cuts"][name]).report(),
             }
             for name, rows in data.train
         },
@@ -196,14 +200,18 @@ def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict
 
 
 def print_data(report: dict[str, Any]) -> None:
-    """Requested and observed shares of every source."""
+    """Requested and observed shares of every source, and what of its texts was beyond max_length."""
     for family, r in report.items():
         title = f"{family}: {r['useful_tokens']:,} tokens, {100 * r['useful_share']:.1f} % of the batches' places"
-        table = Table("source", "rows", "left out", "examples", "requested", "observed", title=title)
+        columns = ("source", "rows", "left out", "examples", "requested", "observed", f"texts {r['longer']}")
+        table = Table(*columns, title=title)
         for name, s in r["sources"].items():
             shares = (f"{100 * s[k]:.2f} %" for k in ("requested", "observed"))
-            table.add_row(plain(name), f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares)
+            beyond = f"{100 * share(s['cuts'], 'texts'):.1f} %"
+            table.add_row(plain(name), f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares, beyond)
         Console(width=100).print(table)
+        if (cuts := Cuts.total(Cuts(**s["cuts"]) for s in r["sources"].values())).cut_texts:
+            print(f"{family}: {sentence(cuts.report())} {r['longer']} at data.{family}.max_length, {r['max_length']}")
 
 
 def print_counts(strategy: Strategy, counts: dict[str, tuple[int, tuple[str, ...]]]) -> None:

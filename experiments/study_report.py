@@ -17,7 +17,7 @@ from experiments.study_tables import (
     tasks,
     with_interval,
 )
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
 
 
 def report(content: Content) -> list[str]:
@@ -136,5 +136,5 @@ def failures(content: Content) -> list[str]:
     lines = ["## Failed", ""]
     for cell in content["failed"]:
         what = "" if cell["task"] is None else f", {cell['task']} seed {cell['seed']}"
-        lines.append(f"- {cell['folder']}{what}: {cell['reason']}")
+        lines.append(f"- {cell['folder']}{what}: {escaped(cell['reason'])}")
     return [*lines, ""]

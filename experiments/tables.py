@@ -192,11 +192,12 @@ TABLES = {"summary": losses, "scores": scores, "conflict": conflicts}
 
 def markdown(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
     """Lines of a titled Markdown table. Whatever a cell or the title holds, it is one cell, and no HTML."""
-    table = [map(_cell, header), ["---"] * len(header), *(map(_cell, row) for row in rows)]
-    return [f"**{_cell(title)}**", "", *("| " + " | ".join(line) + " |" for line in table), ""]
+    table = [map(escaped, header), ["---"] * len(header), *(map(escaped, row) for row in rows)]
+    return [f"**{escaped(title)}**", "", *("| " + " | ".join(line) + " |" for line in table), ""]
 
 
-def _cell(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text of a user for Markdown: on one line, no HTML, and no end of a cell."""
     return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -72,6 +72,7 @@ PROGRAMS = {
     "quickstart": Program(("summary.json", "report.html", "*.png"), ("none/config.json",)),
     "objectives": Program(("objectives.json", "objectives.md"), ("none/config.json",)),
     "conflict_trial": Program(("trial.json", "trial.md"), ("trial.json", "default_*/config.json")),
+    "clipping": Program(("clipping.json", "*_families_*", "*_combined_*"), ("clipping.json",)),
     "conflict_study": Program(("conflict_study.md",), ("naive/config.json",)),
 }  # fmt: skip
 

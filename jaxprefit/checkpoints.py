@@ -182,7 +182,7 @@ def _read_meta(folder: pathlib.Path) -> dict:
         )
     if wrong := checkpoint_meta.problem(meta):
         raise _damaged(folder, f"the item 'meta' is damaged ({wrong})")
-    checkpoint_meta.complete(meta)
+    checkpoint_meta.complete(meta["config"])
     for name in (*meta["items"], "optimizer", "data", "tokenizer"):
         _require(folder, name)
     return meta

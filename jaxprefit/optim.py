@@ -16,8 +16,9 @@ from jaxprefit.strategies import Strategy
 
 Flat = dict[str, jax.Array]
 """Parameters or gradients by slash-joined path."""
-CLIPS = ("combined", "families")
-"""What is clipped: the combined update (`combined_factors`), or each family's gradients before they are combined."""
+CLIPS = ("auto", "families", "combined")
+"""What is clipped: each family's gradients before they are combined, or the combined update (`combined_factors`). See
+`OptimizerConfig.clipped`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,17 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    clip: str = "combined"  # one of CLIPS
+    clip: str = "auto"  # one of CLIPS
     clip_norm: float = 1.0
+
+    def clipped(self, reads_gram: bool) -> str:
+        """'families' or 'combined', for an aggregator that reads the Gram matrix or one that does not.
+
+        By itself 'combined' where it is read, since families clipped to one norm leave nothing to weigh (`surgery`),
+        and else 'families', which gives each an equal say whatever the scale of its loss
+        (experiments/results/clipping.md).
+        """
+        return self.clip if self.clip != "auto" else "combined" if reads_gram else "families"
 
 
 def schedule(group: str, cfg: OptimizerConfig) -> optax.Schedule:

@@ -2,8 +2,8 @@
 
     per-family loss -> per-family gradients -> Gram matrices per block -> weights -> combined update -> clipped
 
-Each family has its own batch, so keeping the families' gradients apart costs no extra arithmetic. By `optimizer.clip`
-each family's gradients are clipped before the Gram matrices instead, which turns surgery off (`surgery`).
+Each family has its own batch, so keeping the families' gradients apart costs no extra arithmetic. With weights that do
+not come from Gram matrices each family's gradients are clipped instead, before they are weighed (`optimizer.clip`).
 """
 
 import math
@@ -231,7 +231,7 @@ def make_step(
     state is not donated then, and stands in memory twice for a moment. `shardings` are the state's, if not the same
     on every device.
     """
-    per_family = optimizer.clip == "families"
+    per_family = optimizer.clipped(aggregate.method.reads_gram) == "families"
 
     def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
         metrics: dict[str, jax.Array] = {}

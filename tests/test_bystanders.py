@@ -13,6 +13,7 @@ from trees import bystanders, lost, snapshot
 
 import jaxprefit
 from configs import benchmark as benchmark_config
+from configs import clipping as clipping_config
 from configs import objectives as objectives_config
 from configs import scaling as scaling_config
 from configs import study as study_config
@@ -20,7 +21,12 @@ from configs import warmstart as warmstart_config
 from experiments import conflict, downstream, filter_pairs, prefinetune, scaling, tables
 from experiments.workdirs import MARKER, PROGRAMS
 
-SMALL = {"optimizer.steps": 2, "downstream.steps": 2, "downstream.mode": "probe"}
+SMALL: dict[str, Any] = {
+    "optimizer.steps": 4, "downstream.steps": 2, "downstream.mode": "probe", "data.held_out": 30,
+    "conflict.windows": 2, "conflict.ablation.blocks": ("layer_0",), "conflict.ablation.controls": False,
+    "conflict.representations.texts": 60, "conflict.representations.tokens": 40, "conflict.representations.folds": 2,
+    "conflict.representations.fold_rows": 20,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +61,13 @@ def _benchmark(cache: Path) -> Any:
     return config
 
 
+def _clipping(cache: Path) -> Any:
+    config = run.config(cache, SMALL)
+    config.clipping = clipping_config.get_config().clipping
+    config.clipping.strategies, config.clipping.seeds = ("naive",), (0,)
+    return config
+
+
 def _objectives(cache: Path) -> Any:
     config = run.config(cache, SMALL)
     config.individual = objectives_config.get_config().individual
@@ -71,6 +84,13 @@ def _scaling(cache: Path) -> Any:
     config.lora.last_layers, config.scaling.vocab, config.model.vocab = 1, 1000, 1000
     config.data.cache = str(cache)
     return config
+
+
+def _scaled(config: Any, workdir: Path) -> None:
+    (workdir / "cells").mkdir(parents=True, exist_ok=True)  # as the process does that asks for the cell
+    (workdir / MARKER).write_text("scaling\n")
+    scaling.run(config, workdir, cell="tiny_1")  # in this process
+    scaling.run(config, workdir)
 
 
 def _study(cache: Path, encoder: Path) -> Any:
@@ -99,14 +119,10 @@ def _trial(cache: Path, workdir: Path) -> None:
 
 
 def _conflict(cache: Path, workdir: Path, naive: Path) -> None:
-    changes = {**SMALL, "conflict.ablation.blocks": ("embeddings",), "conflict.ablation.controls": False}
-    for mode in ("probe", "online", "ablate", "advise"):
-        conflict.run(run.config(cache, {**changes, "conflict.mode": mode}), workdir, str(naive))
+    for mode in ("probe", "online", "ablate", "represent", "advise"):
+        conflict.run(run.config(cache, {**SMALL, "conflict.mode": mode}), workdir, str(naive))
 
 
-REPRESENTED = {
-    f"conflict.representations.{k}": v for k, v in {"texts": 20, "tokens": 40, "folds": 2, "fold_rows": 20}.items()
-}
 # Program -> its run, of (cache, workdir, a finished run, an encoder).
 RUNS: dict[str, Callable[[Path, Path, Path, Path], Any]] = {
     "prefinetune": lambda c, w, n, e: prefinetune.run(run.config(c, {**SMALL, "run.eval_every": 1}), w),
@@ -117,16 +133,13 @@ RUNS: dict[str, Callable[[Path, Path, Path, Path], Any]] = {
     ),
     "tables": lambda c, w, n, e: tables.run(run.config(c), w, str(n.parent)),
     "benchmark": lambda c, w, n, e: entry("benchmark")(_benchmark(c), w),
-    "representations": lambda c, w, n, e: entry("representations")(
-        run.config(c, {**SMALL, **REPRESENTED}), w, f"start={e},naive={n}"
-    ),
+    "representations": lambda c, w, n, e: entry("representations")(run.config(c, SMALL), w, f"start={e},naive={n}"),
     "conflict": lambda c, w, n, e: _conflict(c, w, n),
     "conflict_trial": lambda c, w, n, e: _trial(c, w),
-    "conflict_study": lambda c, w, n, e: entry("conflict_study")(
-        _with_trial(run.config(c, {**SMALL, **REPRESENTED, "conflict.ablation.controls": False})), w
-    ),
+    "conflict_study": lambda c, w, n, e: entry("conflict_study")(_with_trial(run.config(c, SMALL)), w),
+    "clipping": lambda c, w, n, e: entry("clipping")(_clipping(c), w),
     "warmstart": lambda c, w, n, e: entry("warmstart")(_warmstart(c), w),
-    "scaling": lambda c, w, n, e: scaling.run(_scaling(c), w, cell="tiny_1") or scaling.run(_scaling(c), w),
+    "scaling": lambda c, w, n, e: _scaled(_scaling(c), w),
     "quickstart": lambda c, w, n, e: entry("quickstart")(run.config(c, SMALL), w),
     "objectives": lambda c, w, n, e: entry("objectives")(_objectives(c), w),
     "study": lambda c, w, n, e: entry("study")(_study(c, e), w),

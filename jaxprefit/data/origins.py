@@ -135,7 +135,7 @@ def _split_file(folder: Path, split: str) -> Path:
         [name for name in names if name.lower() in {f"{stem.lower()}{suffix}" for suffix in suffixes}]
         for stem in split_names(split)
     ]
-    candidates = matches[0] or [name for same in matches[1:] for name in same]
+    candidates = matches[0] or sorted(name for same in matches[1:] for name in same)
     if len(candidates) == 1:
         return folder / candidates[0]
     if candidates:
