@@ -8,8 +8,10 @@ STATES = {  # of four families; the first F are used
     "gradvac": {"targets": np.asarray([[0, 0.2, 0.4, 0], [-0.1, 0, 0.3, 0], [0.1, 0.2, 0, 0], [0, 0, 0, 0]])},
     "uncertainty": {"log_variance": np.asarray([0.4, -0.2, 0.0, 1.0])},
     "famo": {
-        "logits": np.asarray([0.3, -0.3, 0.1, 0.0]), "previous": np.asarray([2.5, 0.4, 1.0, 5.0]),
-        "mean": np.asarray([0.02, -0.01, 0.0, 0.03]), "square": np.asarray([1e-3, 2e-3, 1e-4, 1e-3]),
+        "logits": np.asarray([0.3, -0.3, 0.1, 0.0]),
+        "previous": np.asarray([2.5, 0.4, 1.0, 5.0]),
+        "mean": np.asarray([0.02, -0.01, 0.0, 0.03]),
+        "square": np.asarray([1e-3, 2e-3, 1e-4, 1e-3]),
         "count": np.asarray([4.0, 7.0, 4.0, 4.0]),
     },
     "gradnorm": {"logits": np.asarray([0.2, 0.0, -0.1, 0.0]), "first": np.asarray([4.0, 0.5, 3.0, 4.0])},
