@@ -1,6 +1,7 @@
 """Mode probe of experiments.conflict: gradients at the checkpoint's parameters, on batches drawn anew."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         row = bar.add_task("probing", total=rounds)
         found = probe(gradient, streams, shared, rounds, lambda n: bar.update(row, completed=n), views)
     rows = {name: {source: len(part) for source, part in data[name].train} for name in families}
-    repeated = [name for name in families if any(n > rows[name][source] for source, n in drawn[name].items())]
+    repeated = repeated_families(drawn, rows)
     plain = found["tangent"] if directions else found["gradient"]
     means = np.asarray([np.mean(factors[name]) for name in families])
     if joint:
@@ -117,6 +118,11 @@ def _combined_factor(rounds: np.ndarray, weights: np.ndarray, clip_norm: float) 
     """Mean factor that clips the sum of weighted gradients, over batches of `conflict.probe.Grams.rounds`."""
     squares = np.einsum("i,niaja,j->na", weights, rounds, weights)
     return float(np.minimum(1.0, clip_norm / np.sqrt(np.maximum(squares, 1e-24))).mean())
+
+
+def repeated_families(drawn: Mapping[str, Mapping[str, int]], rows: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Families of which some source gave more examples than it has rows; both are by family and source."""
+    return [name for name, sources in drawn.items() if any(n > rows[name][source] for source, n in sources.items())]
 
 
 def _metric(path: str, optimizer: optim.OptimizerConfig) -> dict[str, jax.Array]:

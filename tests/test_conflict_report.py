@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from simulated import batches, from_batches
 
+from experiments import conflict_probe
 from jaxprefit.conflict import page, page_steps, report, words
 from jaxprefit.conflict.blocks import KINDS, pairs
 from jaxprefit.conflict.probe import Grams
@@ -98,6 +99,12 @@ def test_a_number_stands_beside_its_interval_decided_or_not(result: dict[str, An
     assert column["layer_9"].startswith("-0.") and column["layer_3"].startswith("+0.")
     zero = report.rows({"zero": result["probe"]["pairs"][0]["blocks"]["module"]["layer_10/key"]})[0]
     assert zero == ["zero", "- ", "- / -", "undecided", "refused", "-", "-"]
+
+
+def test_one_exhausted_source_repeats_rows_however_large_the_others_are() -> None:
+    rows = {"ner": {"small": 10, "large": 1_000}, "tc": {"one": 50}}
+    assert conflict_probe.repeated_families({"ner": {"small": 11, "large": 5}, "tc": {"one": 50}}, rows) == ["ner"]
+    assert conflict_probe.repeated_families({"ner": {"small": 10, "large": 5}, "tc": {"one": 51}}, rows) == ["tc"]
 
 
 def test_verdicts_on_rows_drawn_twice_say_so(grams: dict[str, Grams]) -> None:
