@@ -11,6 +11,7 @@ def get_config() -> ConfigDict:
     c.strategy = "task_primary"  # none, individual_ner, _tc or _mlm, naive, task_primary, shared_lora, frozen_lora
     c.aggregator = "sum"  # of the families' gradients on shared parameters: see jaxprefit/surgery
     c.aggregator_scope = "whole"  # weights for all shared parameters together, or for each 'block': layer, embeddings
+    c.aggregator_decay = 0.0  # of the moving average of Gram matrices that weights come from; 0: each step's own
     c.devices = 0  # of the mesh; 0: all
     c.mesh = ConfigDict()  # how they are laid out, see jaxprefit/sharding.py; -1: what the other axes leave
     c.mesh.data = -1  # every device has all parameters
@@ -46,12 +47,13 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.01
     c.optimizer.b1 = 0.9  # AdamW's decay of its means of the gradient and its square
     c.optimizer.b2 = 0.999
-    c.optimizer.clip_norm = 1.0  # per family, before gradients are combined
+    c.optimizer.clip = "auto"  # 'families', each before they are combined; with surgery 'combined', the update instead
+    c.optimizer.clip_norm = 1.0
 
     c.data = ConfigDict()
     c.data.root = ""  # folder that source names are looked up in
     c.data.cache = ""  # where ArrayRecord caches are built; empty: 'cache' beside the workdir
-    c.data.held_out = 128  # last rows of each source (at most a tenth) kept for held-out losses
+    c.data.held_out = 128  # rows of each source (at most a tenth, spread over it) kept for held-out losses
     c.data.limit = 0  # first rows of each source only; 0: all
     # Rows whose text stands in a test of downstream.ner or downstream.tc are left out: '', 'exact' or 'near'.
     c.data.drop_overlap = ""
@@ -63,8 +65,8 @@ def get_config() -> ConfigDict:
         c.data[family].exhaustion = "repeat"  # of a source that is used up; or 'stop': no row is seen twice
         c.data[family].rows = 16  # of a batch, over all devices; each holds several texts
         c.data[family].row_length = 64  # tokens
-        c.data[family].max_length = 32  # tokens of a text; longer ones are cut
-        c.data[family].loss_weight = 1.0  # on the family's clipped gradient
+        c.data[family].max_length = 32  # tokens of a text; longer ones are cut (mlm: windowed)
+        c.data[family].loss_weight = 1.0  # on the family's gradient, before surgery
     c.data.ner.loss = "sigmoid"  # sigmoid, softmax (with a learned "no entity"), distill (no labels, a teacher)
     c.data.ner.concept_encoder = "frozen"  # vectors of entity types: frozen or trained start encoder, learned table
     c.data.ner.max_concepts = 512  # in a batch; a type that finds no place is left out there

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from experiments.benchmarks import conflict, data, downstream, first_step, gradcache, lora, peer
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
@@ -37,6 +38,7 @@ BENCHMARKS: dict[str, Callable[[ConfigDict, pathlib.Path], dict[str, Any]]] = {
 }
 
 
+@owned("benchmark")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Measures what `config.what` names, and returns what the JSON file holds."""
     check(config)

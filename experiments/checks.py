@@ -4,7 +4,7 @@ import functools
 import math
 import operator
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from configs.datasets import DATASETS
 from jaxprefit.data.filtering import LEVELS
 from jaxprefit.data.registry import resolve
+from jaxprefit.data.sources import MAX_SEED
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.encoder import REMAT, EncoderConfig
 from jaxprefit.errors import UserError
@@ -19,14 +20,20 @@ from jaxprefit.families import FAMILIES
 from jaxprefit.families.info_nce import MAX_SCALE
 from jaxprefit.families.mlm import MASKINGS
 from jaxprefit.nonfinite import POLICIES
-from jaxprefit.surgery import SCOPES
+from jaxprefit.optim import CLIPS
+from jaxprefit.paths import user_path
+from jaxprefit.surgery import METHODS, SCOPES
 
 _NAME = set(string.ascii_letters + string.digits + "_-")  # of a study's parts, which name folders
+
+PATHS = (
+    "model.path", "model.vocab_path", "data.root", "data.cache", "data.ner.teacher", "data.ner.teacher_cache"
+)  # fmt: skip
+NO_PATHS = ("tfds:", "hub:", "generated:", "@")  # how a source begins that is none
 
 EXHAUSTION = ("repeat", "stop")
 
 AT_LEAST = {
-    "seed": 0,
     "devices": 0,
     "model.layers": 1,
     "model.hidden": 1,
@@ -54,7 +61,6 @@ AT_LEAST = {
     "data.mlm.alpha": 0,
     "data.mlm.rows": 1,
     "filter.top_k": 1,
-    "filter.seed": 0,
     "run.checkpoint_every": 1,
     "run.keep": 1,
     "run.log_every": 1,
@@ -65,7 +71,6 @@ AT_LEAST = {
     "run.join_within": 1,
     "run.lost_after": 1,
     "conflict.rounds": 4,  # an interval needs that many; 24 are better
-    "conflict.seed": 0,
     "conflict.lookahead": 0,
     "conflict.windows": 1,
     "conflict.ablation.steps": 1,
@@ -74,7 +79,6 @@ AT_LEAST = {
     "conflict.representations.tokens": 20,
     "conflict.representations.folds": 2,
     "conflict.representations.fold_rows": 2,
-    "conflict.representations.seed": 0,
     "downstream.steps": 1,
     "downstream.batch_size": 1,
     "downstream.shots": 0,
@@ -84,9 +88,11 @@ AT_LEAST = {
     "downstream.head_lr": 0,
     "downstream.backbone_lr": 0,
 }
+SEEDS = ("seed", "filter.seed", "conflict.seed", "conflict.representations.seed")
 ABOVE_ZERO = ("optimizer.clip_norm", "data.tc.temperature", "data.mlm.mask_share", "lora.alpha", "downstream.fraction")
 CHOICES = {
     "aggregator_scope": SCOPES,
+    "optimizer.clip": CLIPS,
     "conflict.mode": ("probe", "online", "ablate", "represent", "advise", "compare"),
     "data.ner.loss": ("sigmoid", "softmax", "distill"),
     "data.ner.concept_encoder": ("frozen", "trained", "table"),
@@ -98,13 +104,18 @@ CHOICES = {
     "run.remat": tuple(REMAT),
     "downstream.split": ("test", "dev"),
 }
-BELOW_ONE = ("model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share")
+BELOW_ONE = (
+    "aggregator_decay", "model.hidden_dropout", "lora.dropout", "optimizer.b1", "optimizer.b2", "data.mlm.mask_share"
+)  # fmt: skip
 
 
 def check(config: ConfigDict) -> None:
     """Raises UserError naming the first setting out of range. What depends on data or encoder is checked with them."""
     for key, low in AT_LEAST.items():
         _require(config, key, functools.partial(operator.le, low), f"at least {low}")
+    for key in SEEDS:
+        if not is_seed(_get(config, key)):
+            raise UserError(f"{key} is {_get(config, key)}; it must be a whole number from 0 to {MAX_SEED:,}")
     for key in ABOVE_ZERO:
         _require(config, key, lambda v: v > 0, "above 0")
     for key in BELOW_ONE:
@@ -144,6 +155,10 @@ def check(config: ConfigDict) -> None:
     for key in ("data.ner.sources", "data.tc.sources", "data.mlm.sources", "downstream.ner", "downstream.tc"):
         if not all(isinstance(item, str) for item in _get(config, key)):
             raise UserError(f"{key} is {tuple(_get(config, key))}; it must hold names in quotes, as ('a','b')")
+        _check_paths(key, [item for item in _get(config, key) if not item.startswith(NO_PATHS)])
+    for key in PATHS:
+        _check_paths(key, filter(None, [_get(config, key)]))
+    _check_aggregator(config)
     _check_tc(config)
     if config.filter.sample <= config.filter.top_k:
         raise UserError(f"filter.sample is {config.filter.sample}; it must exceed filter.top_k, {config.filter.top_k}")
@@ -153,16 +168,22 @@ def check(config: ConfigDict) -> None:
     for name, task in TASKS.items():
         resolve(_get(config, f"downstream.{name}"), task.kind, DATASETS)
     for key in ("downstream.seeds", "conflict.ablation.seeds"):
-        seeds = _get(config, key)
-        if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
-            raise UserError(f"{key} is {tuple(seeds)}; it must hold whole numbers from 0, as (0,1)")
+        check_seeds(key, _get(config, key))
+
+
+def _check_paths(key: str, paths: Iterable[str]) -> None:
+    """Raises UserError for one that cannot be a path, before hours of work that would end at it."""
+    for path in paths:
+        try:
+            user_path(path)
+        except UserError as e:
+            raise UserError(f"{key}: {e}") from None
 
 
 def check_study(config: ConfigDict) -> None:
     """Raises UserError for seeds, fractions or names of a study; the settings of its runs are for `check`."""
     s = config.study
-    if not all(isinstance(seed, int) and seed >= 0 for seed in s.seeds):
-        raise UserError(f"study.seeds is {tuple(s.seeds)}; it must hold whole numbers from 0, as (0,1)")
+    check_seeds("study.seeds", s.seeds)
     if not all(isinstance(fraction, int | float) and 0 < fraction <= 1 for fraction in s.fractions):
         raise UserError(f"study.fractions is {tuple(s.fractions)}; each must be a number above 0 and at most 1")
     if not 0 < s.choice.fraction <= 1:
@@ -171,6 +192,19 @@ def check_study(config: ConfigDict) -> None:
         names = s[key]
         if bad := [n for n in names if not (isinstance(n, str) and n and not set(n) - _NAME)]:
             raise UserError(f"study.{key} has {bad[0]!r}; a name has letters, digits, '_' and '-'")
+
+
+def is_seed(value: Any) -> bool:
+    """Whether the value is a whole number that JAX tells from every other: it wraps keys at 32 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED
+
+
+def check_seeds(key: str, seeds: Sequence[Any]) -> None:
+    """Raises UserError for no seed, for what is none, and for one named twice, which would count twice in a mean."""
+    if not seeds or not all(map(is_seed, seeds)):
+        raise UserError(f"{key} is {tuple(seeds)}; it must hold whole numbers from 0 to {MAX_SEED:,}, as (0,1)")
+    if twice := [seed for seed in seeds if list(seeds).count(seed) > 1]:
+        raise UserError(f"{key} is {tuple(seeds)}; it names the seed {twice[0]} twice, so name it once")
 
 
 def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> None:
@@ -183,6 +217,22 @@ def check_machine(config: ConfigDict, encoder: EncoderConfig, devices: int) -> N
         )
     if c.chunk_rows % devices:
         raise UserError(f"data.tc.chunk_rows is {c.chunk_rows}; it must be a multiple of the {devices} devices")
+
+
+def _check_aggregator(config: ConfigDict) -> None:
+    if config.aggregator not in METHODS:
+        return  # `surgery.get` says so
+    reads_gram = METHODS[config.aggregator].reads_gram
+    if reads_gram and config.optimizer.clip == "families":
+        raise UserError(
+            f"optimizer.clip is 'families' and aggregator '{config.aggregator}', which gives the direction of the plain"
+            " sum where gradients have one norm; use optimizer.clip=combined"
+        )
+    if config.aggregator_decay and not reads_gram:
+        raise UserError(
+            f"aggregator_decay is {config.aggregator_decay}, but aggregator '{config.aggregator}' reads no Gram matrix"
+            " that could be averaged; use aggregator_decay=0"
+        )
 
 
 def _check_tc(config: ConfigDict) -> None:

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 import jaxprefit
 from experiments import conflict_ablate, conflict_compare, conflict_probe, family_data, representations, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli, lora
 from jaxprefit.checkpoints import PLACES
 from jaxprefit.conflict import advice, online, page, report, words
@@ -41,9 +42,12 @@ from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 from jaxprefit.html import page as html_page
 from jaxprefit.loading import Model
+from jaxprefit.paths import user_path
 from jaxprefit.strategies import make
+from jaxprefit.terminal import lines, printable
 
 
+@owned("conflict")
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool = True) -> dict[str, Any]:
     """Measures what conflict.mode names, writes the report, prints it where `show`, and returns conflict.json."""
     if not checkpoint:
@@ -73,8 +77,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool =
     if show:
         if mode == "probe":
             report.print_tables(result)
-        print("\n".join(words.verdict(result)))
-    print(f"wrote {file} and {workdir / 'conflict.html'}")
+        print(lines("\n".join(words.verdict(result))))
+    print(printable(f"wrote {file} and {workdir / 'conflict.html'}"))
     return result
 
 
@@ -117,7 +121,7 @@ def _measure(
     config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], there: dict[str, Any]
 ) -> dict[str, Any]:
     """The sections of one mode; `there` is the report so far."""
-    mode, checkpoint = config.conflict.mode, pathlib.Path(there["run"]["checkpoint"])
+    mode, checkpoint = config.conflict.mode, user_path(there["run"]["checkpoint"])
     if mode == "probe":
         return {"probe": conflict_probe.measure(config, workdir, model, shared, str(checkpoint))}
     if mode == "represent":

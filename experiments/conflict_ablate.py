@@ -19,11 +19,10 @@ from jaxprefit.conflict.blocks import ordered
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 from jaxprefit.loading import Model
+from jaxprefit.surgery import METHODS
 
 CELL_VERSION = 1
 _HEAD = {"schema": "jaxprefit.ablation_cell", "version": CELL_VERSION}
-UNMOVED = ("sum", "uncertainty", "famo")
-"""Aggregators whose weights do not follow the Gram matrix, which a stopped gradient changes."""
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str]) -> dict[str, Any]:
@@ -68,7 +67,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
 
 def check_aggregator(name: str) -> None:
     """Raises UserError where stopping a gradient would change the weights of all others."""
-    if name not in UNMOVED:
+    if METHODS[name].reads_gram:  # which a stopped gradient changes
         raise UserError(
             f"aggregator '{name}' weighs gradients by their Gram matrix, so that stopping one changes the weights of"
             " all others; ablate a run with aggregator=sum"
@@ -113,6 +112,7 @@ def train_cell(
     streams = family_data.streams(run.data, run.setup.families, config, config.seed)
     cfg = wiring.loop_config(config, config.optimizer.steps, config.optimizer.steps)
     state = loop.run(wiring.make_step(run, tx, config), state, streams, run.mesh, folder, cfg, lambda *_: None)
+    loop.require_a_step(int(state.step), folder / "metrics.jsonl")
     for stream in streams.values():
         stream.close()
     out = {}

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jaxprefit.conflict import report
 from jaxprefit.errors import UserError
 from jaxprefit.files import read_json
+from jaxprefit.paths import user_path
 
 
 def measure(
@@ -30,7 +31,7 @@ def measure(
     one = copy.deepcopy(config)
     one.conflict.mode = "probe"
     for path, name in zip(paths, named):
-        folder = pathlib.Path(path)
+        folder = user_path(path)
         if not (folder / "conflict.json").is_file():
             folder = workdir / name
             there = report.content(identify(path), {}, folder / "conflict.json")["probe"]
@@ -41,14 +42,14 @@ def measure(
             raise UserError(f"{folder / 'conflict.json'} holds no probe; run mode probe there first")
         about = {k: content["run"][k] for k in ("strategy", "aggregator", "step", "seed")}
         measured = {k: content["probe"][k] for k in ("rounds", "batch_tokens", "pairs")}
-        losses = _held_out(pathlib.Path(content["run"]["checkpoint"]), content["run"]["step"])
+        losses = _held_out(user_path(content["run"]["checkpoint"]), content["run"]["step"])
         found.append({"name": name, **about, "held_out": losses, **measured})
     return found
 
 
 def _name(path: str) -> str:
     """'runs/naive' -> 'naive', 'runs/naive/checkpoints/200' -> 'naive_200'."""
-    folder = pathlib.Path(path)
+    folder = user_path(path)
     return f"{folder.parents[1].name}_{folder.name}" if folder.name.isdigit() else folder.name
 
 

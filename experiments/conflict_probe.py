@@ -8,8 +8,6 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 
 from experiments import conflict_lookahead, family_data, wiring
 from jaxprefit import checkpoints, optim, train
@@ -18,8 +16,11 @@ from jaxprefit.conflict.describe import transfer_matrix
 from jaxprefit.conflict.gram import Flat
 from jaxprefit.conflict.probe import View, probe
 from jaxprefit.data import mixture
+from jaxprefit.data.cuts import Cuts, sentence
 from jaxprefit.loading import Model
+from jaxprefit.paths import user_path
 from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state
+from jaxprefit.terminal import progress_bar
 
 
 def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], path: str) -> dict[str, Any]:
@@ -35,12 +36,12 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         for name in families
     }
     streams = family_data.streams(data, families, saved, config.conflict.seed + 7919)
-    drawn: dict[str, int] = dict.fromkeys(families, 0)
+    drawn: dict[str, dict[str, int]] = {}  # by family: examples by source
     factors: dict[str, list[float]] = {name: [] for name in families}
 
     def gradient(name: str, batch: mixture.Drawn) -> Flat:
         """Of all that the family touches; its factor in the run's step, by loss weight and clipping, is kept."""
-        drawn[name] = sum(batch.examples.values())
+        drawn[name] = batch.examples
         found = gradients[name](flat, put_batch(mesh, batch.batch))
         clipped = min(1.0, optimizer.clip_norm / max(float(optax.global_norm(found)), 1e-12))
         factors[name].append(saved.data[name].loss_weight * clipped)
@@ -51,19 +52,22 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     directions: dict[str, tangent.Directions] = {}
     if any(p.startswith("lora/") for p in shared):
         views["tangent"], directions = tangent.view(flat)
-    console, rounds = Console(stderr=True), config.conflict.rounds
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    rounds = config.conflict.rounds
+    with progress_bar() as bar:
         row = bar.add_task("probing", total=rounds)
         found = probe(gradient, streams, shared, rounds, lambda n: bar.update(row, completed=n), views)
+    rows = {name: {source: len(part) for source, part in data[name].train} for name in families}
+    repeated = [name for name in families if any(n > rows[name][source] for source, n in drawn[name].items())]
     plain = found["tangent"] if directions else found["gradient"]
     means = np.asarray([np.mean(factors[name]) for name in families])
     section = {
         "rounds": rounds,
         "batch_tokens": {name: family_data.layout(saved, name).tokens for name in families},
-        "examples": dict(drawn),
-        "rows": {name: sum(len(part) for _, part in data[name].train) for name in families},
+        "examples": {name: sum(drawn[name].values()) for name in families},
+        "rows": {name: sum(rows[name].values()) for name in families},
+        "repeated": repeated,
         "seed": config.conflict.seed,
-        "pairs": blocks.pairs(plain, families, found.get("adam")),
+        "pairs": blocks.pairs(plain, families, found.get("adam"), repeated),
         "transfer": {
             view: transfer_matrix(gram.regroup(found[view], gram.GROUPINGS["whole"])["whole"].groups, scale)
             for view, scale in (("gradient", None), ("adam", means))
@@ -83,8 +87,15 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
             conflict_lookahead.Inputs(setup, flat, shared, gradient, streams, held, metric, means, optimizer, whole),
             config.conflict.lookahead,
         )
+    section["cuts"] = {  # of all batches drawn
+        name: {source: Cuts(*cuts).report() for source, cuts in stream.get_state()["cuts"].items()}
+        for name, stream in streams.items()
+    }
     for stream in streams.values():
         stream.close()
+    for name, of in section["cuts"].items():
+        if (cuts := Cuts.total(Cuts(**c) for c in of.values())).cut_texts:
+            print(f"{name}: {sentence(cuts.report())} {'windowed' if data[name].family.windows else 'cut'}")
     workdir.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{view}:{block}:{part}": x
@@ -99,6 +110,6 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
 
 def _metric(path: str, optimizer: optim.OptimizerConfig) -> dict[str, jax.Array]:
     """Adam's metric by path, of the checkpoint's own second moments; {} before the first step."""
-    folder = checkpoints.find(pathlib.Path(path))
+    folder = checkpoints.find(user_path(path))
     assert folder is not None  # it was loaded
     return preconditioned.preconditioner(checkpoints.read_optimizer(folder), optimizer.b2, optimizer.eps)

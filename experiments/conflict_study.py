@@ -17,15 +17,18 @@ from ml_collections import ConfigDict
 
 from experiments import conflict, conflict_ablate, conflict_trial, family_data, prefinetune
 from experiments.checks import check
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import words
-from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed
+from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed, verdict
 from jaxprefit.files import write_text
+from jaxprefit.terminal import lines
 
 STRATEGIES = ("naive", "task_primary")
 
 
+@owned("conflict_study")
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Runs what is not there yet, and returns what conflict_study.md holds."""
     check(config)
@@ -48,7 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
         trial = conflict_trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
     text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, trial))
     write_text(workdir / "conflict_study.md", text)
-    print(text)
+    print(lines(text))
     return text
 
 
@@ -65,7 +68,7 @@ def full_report(config: ConfigDict, folder: pathlib.Path, checkpoint: pathlib.Pa
 
 def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | None) -> list[str]:
     """Lines of conflict_study.md."""
-    lines = [f"# Conflict from {start}", ""]
+    lines = [f"# Conflict from {escaped(start)}", ""]
     for strategy, report in reports.items():
         lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in words.verdict(report)), ""]
     lines += gradients(reports)
@@ -90,7 +93,7 @@ def gradients(reports: Mapping[str, Any]) -> list[str]:
             b = {**found["layer"], **found["whole"]}[name]
             within = " / ".join(signed(c) for c in b["cosine_within"])
             raw = f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}"
-            row += [b["verdict"], corrected(b), raw, within]
+            row += [verdict(b), corrected(b), raw, within]
         rows.append(row)
     header = ["block"]
     for s in reports:

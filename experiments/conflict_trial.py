@@ -22,17 +22,21 @@ import jaxprefit
 from experiments import downstream, family_data, prefinetune, wiring
 from experiments.checks import check
 from experiments.objectives import spread
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
+from experiments.workdirs import owned
 from jaxprefit import cli, lora, train
 from jaxprefit.conflict import ablation
 from jaxprefit.conflict.report import bounds, signed
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
+from jaxprefit.paths import user_path
+from jaxprefit.terminal import lines
 
 TRIAL_VERSION = 1
 PLACEMENTS = ("default", "advised")
 
 
+@owned("conflict_trial")
 def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any]:
     """Trains and scores what is not there yet, and returns what trial.json holds."""
     check(config)
@@ -70,7 +74,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any
     write_json(workdir / "trial.json", content)
     text = "\n".join(report(content))
     write_text(workdir / "trial.md", text)
-    print(text)
+    print(lines(text))
     return content
 
 
@@ -79,7 +83,7 @@ def read(advice: str) -> dict[str, Any]:
     if not advice:
         raise UserError("--advice is missing; give the advice.json that experiments.conflict wrote in mode advise")
     try:
-        found = json.loads(pathlib.Path(advice).read_text(encoding="utf-8"))
+        found = json.loads(user_path(advice).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{advice} cannot be read as JSON ({type(e).__name__}); mode advise writes it") from None
     unknown = set(found) - {"layers", "last_layers", "targets", "rank", "alpha"} if isinstance(found, dict) else {"it"}
@@ -133,7 +137,7 @@ def tasks(scores: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def report(content: dict[str, Any]) -> list[str]:
     """Lines of trial.md."""
     seeds = ", ".join(map(str, content["seeds"]))
-    lines = [f"# LoRA as advised and on the last layers, from {content['start']}", ""]
+    lines = [f"# LoRA as advised and on the last layers, from {escaped(content['start'])}", ""]
     lines += [f"task_primary, {content['steps']} steps, pre-finetuning seeds {seeds}.", ""]
     placed = [[p, _layers(c), ", ".join(c["targets"]), str(c["rank"]), f"{c['parameters']:,}"]
               for p, c in content["lora"].items()]  # fmt: skip

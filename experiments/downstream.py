@@ -27,24 +27,25 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprefit
-from configs.datasets import DATASETS
 from experiments import family_data, wiring
 from experiments.checks import check
+from experiments.task_data import task_name, task_names, task_rows, task_sources
+from experiments.workdirs import owned
 from jaxprefit import cli, lora
-from jaxprefit.data import mixture, sources
-from jaxprefit.data.registry import resolve
-from jaxprefit.downstream import cells, mteb, rows
+from jaxprefit.downstream import cells, mteb, notes
 from jaxprefit.downstream.finetune import MODES, MTEB, FinetuneConfig, TaskData, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 from jaxprefit.progress import GridProgress
+from jaxprefit.terminal import plain, printable
 
 SCORES_VERSION = 2
 MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
 NOT_RECIPE = ("ner", "tc", "seeds", "cache_mb")  # what does not change a cell's result
 
 
+@owned("downstream")
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
     """Scores every task of the config, and returns what scores.json holds."""
     if not checkpoint:
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     return content
 
 
+@owned("downstream")
 def score_model(
     config: ConfigDict,
     workdir: pathlib.Path,
@@ -87,7 +89,7 @@ def score_model(
         identity = [*described.values(), weights, data.train.fingerprint, data.test.fingerprint]
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
         for seed in c.seeds:
-            files[data.name, seed] = workdir / "cells" / f"{data.name.replace('/', '_')}-seed{seed}-{digest}.json"
+            files[data.name, seed] = workdir / "cells" / cells.file_name(data.name, seed, digest)
     failed = [{"task": name, "seed": seed, "reason": reason} for name, reason in unreadable.items() for seed in c.seeds]
     with contextlib.nullcontext(progress) if progress else GridProgress(len(files) + len(failed)) as shown:
         shown.skip(len(failed))
@@ -158,7 +160,7 @@ def run_cells(
         for seed, cell in made.items():
             if isinstance(cell, UserError):
                 failed.append({"task": data.name, "seed": seed, "reason": str(cell)})
-                print(f"{data.name} seed {seed} failed: {cell}", file=sys.stderr)
+                print(printable(f"{data.name} seed {seed} failed: {cell}"), file=sys.stderr)
             else:
                 cells.write(files[data.name, seed], cell)
         progress.end()
@@ -167,6 +169,8 @@ def run_cells(
 
 def summary(data: TaskData, done: list[cells.Cell]) -> dict[str, Any]:
     """A task's entry in scores.json."""
+    mean = {k: sum(cell.scores[k] for cell in done) / len(done) for k in done[0].scores}
+    says_nothing = notes.says_nothing(data, done[0])
     return {
         "task": data.name,
         "family": data.family,
@@ -175,16 +179,21 @@ def summary(data: TaskData, done: list[cells.Cell]) -> dict[str, Any]:
         "test_rows": len(data.test),
         "classes": len(data.task.labels),
         "unseen": list(done[0].unseen),
-        "mean": {k: sum(cell.scores[k] for cell in done) / len(done) for k in done[0].scores},
+        "cuts": cells.cuts(data, done[0]),
+        "averaged": not says_nothing,
+        "notes": [*says_nothing, *data.notes, *notes.of_scores(data, done[0], mean)],
+        "mean": mean,
         "seeds": [{"seed": cell.seed, **cell.scores} for cell in done],
     }
 
 
 def average(family: str, names: list[str], results: list[dict], failed: list[dict]) -> float | None:
-    """Mean of the family's main score over its tasks `names`; None without tasks, or where a cell of one failed."""
-    if not names or any(cell["task"] in names for cell in failed):
+    """Mean of the family's main score over its tasks `names`, but for those whose score says nothing; None without
+    such tasks, or where a cell of one failed."""
+    scores = [r["mean"][MAIN_SCORE[family]] for r in results if r["task"] in names and r["averaged"]]
+    if not scores or any(cell["task"] in names for cell in failed):
         return None
-    return sum(r["mean"][MAIN_SCORE[family]] for r in results if r["task"] in names) / len(names)
+    return sum(scores) / len(scores)
 
 
 def fingerprint(tree: Any) -> str:
@@ -213,7 +222,7 @@ def load_those_that_can(
     if not tasks:
         raise UserError(next(iter(unreadable.values())))
     for name, reason in unreadable.items():
-        print(f"{name} failed: {reason}", file=sys.stderr)
+        print(printable(f"{name} failed: {reason}"), file=sys.stderr)
     return tasks, unreadable
 
 
@@ -226,10 +235,10 @@ def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
 def load_task(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model, family: str, source: str) -> TaskData:
     """One task with its train and test rows."""
     cache, longest, cls = str(family_data.cache_folder(config, workdir)), config.downstream.max_length, TASKS[family]
-    train, test = task_rows(source, cls.kind, config, cache)
+    train, test, told = task_rows(source, cls.kind, config, cache)
     check_labels(source, train.data, test.data)
     task = cls.create({"max_length": longest}, [train.data], model.tokenizer)
-    return TaskData(task_name(source), family, task, train, test)
+    return TaskData(task_name(source), family, task, train, test, tuple(told))
 
 
 def check_length(config: ConfigDict, model: jaxprefit.Model) -> None:
@@ -239,55 +248,27 @@ def check_length(config: ConfigDict, model: jaxprefit.Model) -> None:
         raise UserError(f"downstream.max_length is {longest}; this encoder takes 4 to {most} tokens")
 
 
-def task_sources(config: ConfigDict) -> list[tuple[str, str]]:
-    """(family, short string) of every task of the config. Raises UserError for none, or for two of one name."""
-    found = [(f, name) for f, cls in TASKS.items() for name in resolve(config.downstream[f], cls.kind, DATASETS)]
-    if not found:
-        raise UserError("no task to score; name folders with train and test files in downstream.ner or downstream.tc")
-    seen = [task_name(source) for _, source in found]
-    if twice := [name for name in seen if seen.count(name) > 1]:
-        raise UserError(f"downstream.ner and downstream.tc name the task {twice[0]} twice (a name ends before '?'); "
-                        "name it once, or give a copy of its files another name")  # fmt: skip
-    return found
-
-
-def task_names(config: ConfigDict, family: str) -> list[str]:
-    """Names of the family's tasks."""
-    return [task_name(source) for f, source in task_sources(config) if f == family]
-
-
-def task_name(source: str) -> str:
-    """The name of the task that a source's short string describes, in files and tables."""
-    return source.partition("?")[0].replace(":", "_")
-
-
-def task_rows(name: str, kind: str, config: ConfigDict, cache: str) -> tuple[mixture.Rows, mixture.Rows]:
-    """(rows to train on, rows to score), the second of the split that downstream.split names."""
-    split, root = config.downstream.split, config.data.root
-    train = sources.prepare(name, kind, root, cache, split="train")
-    if split == "dev" and not sources.has_development_rows(name, kind, root):
-        return rows.cut_development(train)
-    scored = sources.prepare(name, kind, root, cache, split=split)
-    return mixture.Rows(train, range(len(train))), mixture.Rows(scored, range(len(scored)))
-
-
 def print_table(content: dict[str, Any]) -> None:
     """The scores, in percent."""
     start = content["start"]
-    table = Table(
-        "task", "main score", "beside it", "trained on / test rows", title=f"{start['strategy']}: {start['checkpoint']}"
-    )
+    title = plain(f"{start['strategy']}: {start['checkpoint']}", "table.title")
+    table = Table("task", "main score", "beside it", "trained on / test rows", title=title)
     for r in content["tasks"]:
         m = r["mean"]
         if r["family"] == "ner":
             main, beside = f"F1 {100 * m['f1']:.1f}", f"lenient {100 * m['f1_lenient']:.1f}"
         else:
             main, beside = f"accuracy {100 * m['accuracy']:.1f}", f"macro-F1 {100 * m['macro_f1']:.1f}"
-        table.add_row(r["task"], main, beside, f"{r['trained_rows']:,} / {r['test_rows']:,}")
+        if not r["averaged"]:
+            main += ", left out of the average"
+        table.add_row(plain(r["task"]), main, beside, f"{r['trained_rows']:,} / {r['test_rows']:,}")
     for cell in content["failed"]:
-        table.add_row(cell["task"], f"seed {cell['seed']} failed", cell["reason"], "")
+        table.add_row(plain(cell["task"]), f"seed {cell['seed']} failed", plain(cell["reason"]), "")
     Console(width=110).print(table)
-    print("NER F1 is strict IOB2 (seqeval); the lenient score repairs ill-formed tags")
+    for r in content["tasks"]:
+        for note in r["notes"]:
+            print(printable(f"{r['task']}: {note}"))
+    print("NER F1 is strict IOB2; the lenient score repairs ill-formed tags")
 
 
 if __name__ == "__main__":

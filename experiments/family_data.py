@@ -17,13 +17,14 @@ from jaxprefit.data.registry import concepts, resolve
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
+from jaxprefit.paths import user_path
 
 Parts = list[tuple[str, mixture.Rows]]
 
 
 @dataclasses.dataclass(frozen=True)
 class FamilyData:
-    """One family with its rows: those trained on, and the last of each source, held out."""
+    """One family with its rows: those trained on, and some of each source, held out."""
 
     family: Family
     train: Parts
@@ -33,7 +34,7 @@ class FamilyData:
 
 def cache_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     """Where caches of data live: data.cache, or 'cache' beside the workdir, shared by the runs there."""
-    return pathlib.Path(config.data.cache or workdir.parent / "cache")
+    return user_path(config.data.cache) if config.data.cache else workdir.parent / "cache"
 
 
 def load(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Path) -> dict[str, FamilyData]:
@@ -46,6 +47,11 @@ def load(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Pat
             continue
         rows = [mixture.Rows(p, kept.kept(p) if kept else range(len(p))) for p in prepared]
         dropped = {r.data.name: len(r.data) - len(r) for r in rows}
+        for source in (r.data for r in rows if not len(r)):
+            raise UserError(
+                f"source '{source.name}': all of its {len(source):,} rows stand in a test set "
+                f"(data.drop_overlap={level}); leave the source out, or the test"
+            )
         parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
         settings = config.data[name]
         family = FAMILIES[name].of(settings).create(settings.to_dict(), prepared, tokenizer)
@@ -57,12 +63,10 @@ def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list
     """The sources that the config names for a family."""
     kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     named = resolve(c[name].sources, kind, DATASETS)
+    sources.check_different(f"data.{name}.sources names the source", named, c.root)
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
     for p in prepared:  # names that the source string gives go before those of the registry
         p.names = {**concepts(p.name, p.types, DATASETS), **p.names}
-    seen = [p.name for p in prepared]
-    if len(set(seen)) < len(seen):
-        raise UserError(f"data.{name}.sources names a source twice: {', '.join(seen)}")
     return prepared
 
 

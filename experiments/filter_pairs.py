@@ -25,18 +25,22 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import jaxprefit
-from experiments import family_data
+from experiments import family_data, workdirs
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.data import sources
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.consistency import consistent
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json
+from jaxprefit.files import read_json, write_json
+from jaxprefit.terminal import plain, printable, progress_bar
 
 FILTER_VERSION = 1
+ROWS = "train.jsonl.xz"  # name of a source's file
 
 
+@owned("filter_pairs")
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str, Any]:
     """Filters every source, and returns what filter.json holds."""
     if not checkpoint:
@@ -50,9 +54,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
     cache = str(family_data.cache_folder(config, workdir))
     prepared = [sources.prepare(s, "pairs", config.data.root, cache, limit=config.data.limit) for s in tc.sources]
     folders = [workdir / folder_name(p.name) for p in prepared]
+    earlier = read_json(workdir / "filter.json")["sources"] if (workdir / "filter.json").exists() else []
+    written = [workdir / s["folder"] for s in earlier]
     for folder, source in zip(folders, prepared):
         if folders.count(folder) > 1:
             raise UserError(f"data.tc.sources names two sources that would both be {folder}, as '{source.name}'")
+        if (folder / ROWS).exists() and not (folder in written or workdirs.is_marked(folder)):
+            raise UserError(f"{folder / ROWS} was not written by filter_pairs; give another --workdir")
         if len(source) <= c.top_k:
             raise UserError(f"source '{source.name}' has {len(source)} rows, so each would rank in the top {c.top_k}")
 
@@ -60,10 +68,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
         return model.encode(texts, adapter, tc.max_length, tokens=False).sentence
 
     results = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         for source, folder in zip(prepared, folders):
-            row = bar.add_task(source.name, total=len(source))
+            row = bar.add_task(printable(source.name), total=len(source))
             kept = consistent(
                 _Prefixed(source, tc.prefix_a, tc.prefix_b),
                 vectors,
@@ -72,7 +79,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str) -> dict[str,
                 c.seed,
                 progress=functools.partial(_advance, bar, row),
             )
-            write_rows(folder / "train.jsonl.xz", [source[int(i)] for i in np.flatnonzero(kept)])
+            workdirs.mark(folder, "filter_pairs")
+            write_rows(folder / ROWS, [source[int(i)] for i in np.flatnonzero(kept)])
             results.append(
                 {
                     "source": source.name,
@@ -121,7 +129,6 @@ def folder_name(source: str) -> str:
 
 def write_rows(file: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> None:
     """Rows as JSON lines, compressed; whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     with lzma.open(temporary, "wt", encoding="utf-8") as stream:
         for row in rows:
@@ -134,7 +141,7 @@ def print_table(content: dict[str, Any]) -> None:
     title = f"pairs whose b ranks in the top {content['top_k']} of a sample of {content['sample']}"
     table = Table("source", "rows", "kept", "share", title=title)
     for r in content["sources"]:
-        table.add_row(r["source"], f"{r['rows']:,}", f"{r['kept']:,}", f"{100 * r['share']:.1f} %")
+        table.add_row(plain(r["source"]), f"{r['rows']:,}", f"{r['kept']:,}", f"{100 * r['share']:.1f} %")
     Console(width=100).print(table)
 
 

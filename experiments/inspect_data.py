@@ -3,10 +3,10 @@ r"""What the data holds, and which rows of the pre-finetuning sources stand in a
 python -m experiments.inspect_data --config=configs/inspect_data.py --workdir=runs/inspection --config.data.root=DIR
 
 Over every source of data.*.sources and the test rows of every task of downstream.ner and downstream.tc: rows,
-duplicates, lengths in tokens of model.path's tokenizer, entity types or labels, rendered examples, and the exact and
-near overlap of each source with each test (jaxprefit/data/overlap.py says what counts). Writes WORKDIR/inspection.json
-and WORKDIR/inspection.md, which hold counts and no text. `prefinetune` leaves the overlapping rows out with
-data.drop_overlap=exact or near.
+duplicates, lengths in tokens of model.path's tokenizer and what is beyond data.*.max_length or downstream.max_length,
+entity types or labels, rendered examples, and the exact and near overlap of each source with each test
+(jaxprefit/data/overlap.py says what counts). Writes WORKDIR/inspection.json and WORKDIR/inspection.md, which hold
+counts and no text. `prefinetune` leaves the overlapping rows out with data.drop_overlap=exact or near.
 """
 
 import pathlib
@@ -21,14 +21,17 @@ from rich.text import Text
 from experiments import family_data, wiring
 from experiments.checks import check
 from experiments.tables import markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.cuts import sentence
 from jaxprefit.data.filtering import all_texts, records
 from jaxprefit.data.statistics import Statistics
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
 from jaxprefit.files import write_json, write_text
+from jaxprefit.terminal import plain, printable
 
 INSPECTION_VERSION = 1
 EXAMPLES = 2
@@ -37,6 +40,7 @@ TOP = 8  # types in a table
 COMMAND = "python -m experiments.inspect_data --config=configs/inspect_data.py --workdir=WORKDIR --config.data.root=DIR"
 
 
+@owned("inspect_data")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Looks at everything that the config names, and returns what inspection.json holds."""
     check(config)
@@ -52,7 +56,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     entries: dict[str, list[dict[str, Any]]] = {"sources": [], "tests": [], "overlap": []}
     for family, prepared in given.items():
         for source in prepared:
-            statistics = Statistics(tokenizer)
+            c = config.data[family]
+            prefixes = {"a": c.prefix_a, "b": c.prefix_b, "negative": c.prefix_b} if source.kind == "pairs" else {}
+            statistics = Statistics(tokenizer, c.max_length, prefixes)
             found = overlap.compare(statistics.watch(records(source)), index)
             held = np.maximum(held, found.tests)
             name = {"family": family, "source": source.name}
@@ -62,7 +68,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             show(console, source, entries["sources"][-1])
     for family, prepared in tests.items():
         for test in prepared:
-            statistics = Statistics(tokenizer)
+            statistics = Statistics(tokenizer, config.downstream.max_length)
             for _ in statistics.watch(records(test)):
                 pass
             counts = {"overlap": _levels(held, index.member[:, index.names.index(test.name)])}
@@ -98,14 +104,18 @@ def _levels(levels: np.ndarray, weights: np.ndarray | None = None) -> dict[str, 
 def show(console: Console, source: Prepared, entry: dict[str, Any]) -> None:
     """One source or test on the terminal, with examples."""
     p = entry["length_percentiles"]
-    console.print(
-        f"[bold]{source.name}[/bold] ({source.kind}): {entry['rows']:,} rows, {entry['duplicates']:,} of them repeats, "
-        f"{entry['tokens']:,} tokens; a text has {p['50']} (5 %: {p['5']}, 95 %: {p['95']}, longest: {p['100']})",
-        highlight=False,
+    about = (
+        f" ({source.kind}): {entry['rows']:,} rows, {entry['duplicates']:,} of them repeats, "
+        f"{entry['tokens']:,} tokens; a text has {p['50']} (5 %: {p['5']}, 95 %: {p['95']}, longest: {p['100']})"
     )
+    console.print(plain(source.name, "bold").append(about, "not bold"), highlight=False)
+    if entry["cuts"]["cut_texts"]:
+        longer = "windowed" if entry["kind"] == "text" else "cut"
+        console.print(f"  {sentence(entry['cuts'])} {longer} at max_length, {entry['max_length']}", highlight=False)
     if entry["types"]:
         top = ", ".join(f"{t} {n:,}" for t, n in [*entry["top_types"].items()][:TOP])
-        console.print(f"  {entry['types']} types or labels: {top}" + ", ..." * (entry["types"] > TOP), highlight=False)
+        more = ", ..." * (entry["types"] > TOP)
+        console.print(plain(f"  {entry['types']} types or labels: {top}{more}"), highlight=False)
     for i in range(0, len(source), max(1, len(source) // EXAMPLES))[:EXAMPLES]:
         console.print(Text("  ").append_text(render(source[i])), highlight=False)
 
@@ -116,12 +126,12 @@ def render(record: dict[str, Any]) -> Text:
     if "tokens" in record:
         tags = record["tags"]
         for i, (token, tag) in enumerate(zip(record["tokens"], tags)):
-            text.append("" if i == 0 else " ").append(token, "" if tag == "O" else "bold green")
+            text.append("" if i == 0 else " ").append(printable(token), "" if tag == "O" else "bold green")
             ends = i + 1 == len(tags) or not tags[i + 1].startswith("I-")
-            text.append(f" [{tag[2:]}]" if tag != "O" and ends else "", "dim")
+            text.append(printable(f" [{tag[2:]}]") if tag != "O" and ends else "", "dim")
     else:
-        text.append(" | ".join(overlap.texts_of(record)).replace("\n", " "))
-        text.append(f" [{record['label']}]" if "label" in record else "", "dim")
+        text.append(printable(" | ".join(overlap.texts_of(record)).replace("\n", " ")))
+        text.append(printable(f" [{record['label']}]") if "label" in record else "", "dim")
     text.truncate(SHOWN, overflow="ellipsis")
     return text
 
@@ -131,7 +141,7 @@ def print_overlap(console: Console, content: dict[str, Any]) -> None:
     table = Table("source", "test", "rows: exact", "near", "test rows: exact", "near", title="overlap with test sets")
     for o in content["overlap"]:
         numbers = (f"{o[side][level]:,}" for side in ("rows", "test_rows") for level in ("exact", "near"))
-        table.add_row(o["source"], o["test"], *numbers)
+        table.add_row(plain(o["source"]), plain(o["test"]), *numbers)
     if content["overlap"]:
         console.print(table)
     elif content["tests"]:

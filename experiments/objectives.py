@@ -19,23 +19,26 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, family_data, prefinetune
+from experiments import downstream, family_data, prefinetune, task_data
 from experiments.checks import check
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells, significance
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
+from jaxprefit.terminal import lines
 
 OBJECTIVES_VERSION = 1
 
 
+@owned("objectives")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
-    families = [*dict.fromkeys(family for family, _ in downstream.task_sources(config))]
+    families = [*dict.fromkeys(family for family, _ in task_data.task_sources(config))]
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
     for c in configs.values():  # all of them before the first is trained
         check(c)
@@ -49,10 +52,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
     none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
     compared: list[dict[str, Any]] = []
+    left_out = {t["task"]: t["notes"][0] for found in scores.values() for t in found["tasks"] if not t["averaged"]}
     for family in families:
         strategy = f"individual_{family}"
         for entry in scores[strategy]["tasks"]:
-            if entry["task"] in none and entry["family"] == family:
+            if entry["task"] in none and entry["family"] == family and entry["task"] not in left_out:
                 folders = workdir / "none" / "downstream", workdir / strategy / "downstream"
                 compared.append(compare(none[entry["task"]], entry, *folders))
     adjusted = significance.holm({entry["task"]: entry["p_value"] for entry in compared})
@@ -69,13 +73,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             for f in families
         },
         "tasks": compared,
+        "left_out": left_out,
         "families": {f: of_family([entry for entry in compared if entry["family"] == f]) for f in families},
         "failed": [{"strategy": name, **cell} for name, found in scores.items() for cell in found["failed"]],
     }
     write_json(workdir / "objectives.json", content)
     text = "\n".join(report(content))
     write_text(workdir / "objectives.md", text)
-    print(text)
+    print(lines(text))
     return content
 
 
@@ -106,7 +111,7 @@ def start_share(config: ConfigDict, strategy: str) -> float:
 def compare(
     none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
 ) -> dict[str, Any]:
-    """One task's entry: both starts, and the difference by a paired bootstrap over the test rows, seeds averaged."""
+    """One task's entry: both starts, and the difference by a paired bootstrap over test rows and seeds."""
     key = downstream.MAIN_SCORE[individual["family"]]
 
     def counts(entry: dict[str, Any], folder: pathlib.Path) -> np.ndarray:
@@ -151,12 +156,12 @@ def of_family(entries: list[dict[str, Any]]) -> dict[str, Any]:
 def report(content: dict[str, Any]) -> list[str]:
     """Lines of objectives.md."""
     recipe, names = content["downstream"], {"ner": "strict span F1", "tc": "accuracy"}
-    lines = [f"# Pre-finetuning for one family, from {content['start']}", ""]
+    lines = [f"# Pre-finetuning for one family, from {escaped(content['start'])}", ""]
     lines += [
         f"Mode {recipe['mode']} (LoRA of equal shape, linear head), {recipe['fraction']:.0%} of the training rows, "
         f"{recipe['steps']} steps of {recipe['batch_size']} rows. Scores in percent: mean and standard deviation over "
-        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows that "
-        "recomputes the score; p is adjusted over all tasks (Holm).",
+        "seeds. The interval (95 %) and p-value of the difference are from a paired bootstrap over test rows and seeds "
+        "that recomputes the score; p is adjusted over all tasks (Holm).",
         "",
     ]
     for family, total in content["families"].items():
@@ -169,8 +174,10 @@ def report(content: dict[str, Any]) -> list[str]:
         lines += markdown(f"{family.upper()}: {names[family]}", header, rows)
         beats = f"individual_{family} beats none on {total['wins']} of {total['tasks']} tasks"
         lines += [f"{beats} (last p: Wilcoxon's signed-rank test over tasks).", ""]
+    lines += [f"- left out, as its score says nothing: {task}: {why}" for task, why in content["left_out"].items()]
     for cell in content["failed"]:
-        lines.append(f"- failed: {cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}")
+        what = f"{cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}"
+        lines.append(f"- failed: {escaped(what)}")
     return lines
 
 

@@ -26,13 +26,16 @@ from rich.table import Table
 
 from experiments import family_data, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
+from jaxprefit.data.cuts import Cuts, sentence, share
 from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked, read_json, write_json, write_text
 from jaxprefit.optim import Flat
 from jaxprefit.strategies import Strategy, trainable_and_total
+from jaxprefit.terminal import plain, printable
 
 SUMMARY_VERSION = 2
 
@@ -44,6 +47,7 @@ def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> No
         run(config, workdir)
 
 
+@owned("prefinetune")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
     with first_alone("data"):
@@ -92,6 +96,8 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
             print(f"stopped after {int(state.step)} of {steps} steps: a source is used up (data.*.exhaustion=stop)")
     elif not steps:  # nothing to train: the checkpoint is the start encoder
         save(state, {})
+    if strategy.families:
+        loop.require_a_step(int(state.step), workdir / "metrics.jsonl")
     after = score(state.params)
     for name, found in after.items():
         if not math.isfinite(found["loss"]):
@@ -118,7 +124,8 @@ def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path
     write_json(workdir / "summary.json", summary)
     print_data(summary["data"])
     if skipped := summary["skipped_steps"]:
-        print(f"{skipped} steps were skipped: a loss or gradient was not finite; see {workdir / 'nonfinite'}")
+        batches = workdir / "nonfinite"
+        print(printable(f"{skipped} steps were skipped: a loss or gradient was not finite; see {batches}"))
     for name, scores in summary["held_out"].items():
         print(f"held-out {name} loss {scores['start']['loss']:.4f} -> {scores['end']['loss']:.4f}")
     return summary
@@ -176,6 +183,8 @@ def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict
     return {
         "useful_tokens": position["tokens"],
         "useful_share": position["tokens"] / max(capacity, 1),
+        "max_length": data.family.max_length,
+        "longer": "windowed" if data.family.windows else "cut",
         "sources": {
             name: {
                 "rows": len(rows),
@@ -183,6 +192,7 @@ def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict
                 "requested": requested[name],
                 "observed": examples[name] / max(sum(examples.values()), 1),
                 "examples": examples[name],
+                "cuts": Cuts(*position["cuts"][name]).report(),
             }
             for name, rows in data.train
         },
@@ -190,14 +200,18 @@ def data_report(config: ConfigDict, data: family_data.FamilyData, position: dict
 
 
 def print_data(report: dict[str, Any]) -> None:
-    """Requested and observed shares of every source."""
+    """Requested and observed shares of every source, and what of its texts was beyond max_length."""
     for family, r in report.items():
         title = f"{family}: {r['useful_tokens']:,} tokens, {100 * r['useful_share']:.1f} % of the batches' places"
-        table = Table("source", "rows", "left out", "examples", "requested", "observed", title=title)
+        columns = ("source", "rows", "left out", "examples", "requested", "observed", f"texts {r['longer']}")
+        table = Table(*columns, title=title)
         for name, s in r["sources"].items():
             shares = (f"{100 * s[k]:.2f} %" for k in ("requested", "observed"))
-            table.add_row(name, f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares)
+            beyond = f"{100 * share(s['cuts'], 'texts'):.1f} %"
+            table.add_row(plain(name), f"{s['rows']:,}", f"{s['dropped']:,}", f"{s['examples']:,}", *shares, beyond)
         Console(width=100).print(table)
+        if (cuts := Cuts.total(Cuts(**s["cuts"]) for s in r["sources"].values())).cut_texts:
+            print(f"{family}: {sentence(cuts.report())} {r['longer']} at data.{family}.max_length, {r['max_length']}")
 
 
 def print_counts(strategy: Strategy, counts: dict[str, tuple[int, tuple[str, ...]]]) -> None:

@@ -20,16 +20,19 @@ from rich.table import Table
 
 import jaxprefit
 from experiments import conflict, downstream, family_data, prefinetune
+from experiments.workdirs import owned
 from jaxprefit import cli, html
 from jaxprefit.conflict import figures, page
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
+from jaxprefit.terminal import printable
 
 SUMMARY_VERSION = 1
 STRATEGIES = ("none", "individual_ner", "individual_tc", "naive", "task_primary")
 
 
+@owned("quickstart")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs the whole comparison and returns what summary.json holds."""
     begin = time.perf_counter()
@@ -66,7 +69,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     write_report(workdir, summary, found)
     print_table(summary)
     conflict_report.print_tables(found, ("layer",))
-    print(f"wrote {workdir / 'report.html'} and {workdir / 'summary.json'}  ({time.perf_counter() - begin:.0f} s)")
+    seconds = time.perf_counter() - begin
+    print(printable(f"wrote {workdir / 'report.html'} and {workdir / 'summary.json'}  ({seconds:.0f} s)"))
     return summary
 
 

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import Progress
 
 import jaxprefit
 from configs.datasets import DATASETS
 from experiments import family_data, wiring
 from experiments.checks import check
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import representation_report as report
 from jaxprefit.conflict.hidden import View, views
@@ -39,11 +38,13 @@ from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 from jaxprefit.html import page, png
+from jaxprefit.terminal import printable, progress_bar
 
 ROWS_OF = ("data.ner.sources", "data.tc.sources", "data.held_out", "data.limit", "data.drop_overlap")
 """What decides which rows of a run are held out."""
 
 
+@owned("representations")
 def run(config: ConfigDict, workdir: pathlib.Path, checkpoints: str, show: bool = True) -> dict[str, Any]:
     """Measures the encoders, writes the report, prints it where `show`, returns what representations.json holds."""
     check(config)
@@ -56,7 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, checkpoints: str, show: bool 
         (workdir / f"{name}.png").write_bytes(png(figure))
     if show:
         report.print_tables(content)
-    print(f"wrote {workdir / 'representations.json'} and {workdir / 'representations.html'}")
+    print(printable(f"wrote {workdir / 'representations.json'} and {workdir / 'representations.html'}"))
     return content
 
 
@@ -91,11 +92,15 @@ def measure_models(config: ConfigDict, workdir: pathlib.Path, models: Mapping[st
         for a, b in zip(train[family], test[family])
     ]
     settings = {"models": [_described(view, models[view.name.partition("+")[0]]) for view in looked]}
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal) as bar:
+    with progress_bar() as bar:
         row = bar.add_task("reading", total=steps(looked, samples, probes))
         return measure(
-            looked, samples, probes, settings, c.seed, lambda what: bar.update(row, advance=1, description=what)
+            looked,
+            samples,
+            probes,
+            settings,
+            c.seed,
+            lambda what: bar.update(row, advance=1, description=printable(what)),
         )
 
 

@@ -21,14 +21,17 @@ from ml_collections import ConfigDict
 
 from experiments import scaling_cell
 from experiments.tables import markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked, read_json, write_json, write_text
+from jaxprefit.terminal import printable
 
 SCALING_VERSION = 1
 FIELDS = ("run", "mesh", "conflict", "downstream", "filter")  # of the config, that do not change a cell
 
 
+@owned("scaling")
 def run(config: ConfigDict, workdir: pathlib.Path, only: str = "", cell: str = "") -> dict[str, Any] | None:
     """Compiles the cells that are missing, each in a process of its own, and returns what scaling.json holds; with
     `cell`, a name such as BERT-base_8, this is that process."""
@@ -97,7 +100,7 @@ def collect(config: ConfigDict, workdir: pathlib.Path, failed: Mapping[str, str]
     content = {**header(), "settings": settings(config), "cells": found, "missing": reasons}
     write_json(workdir / "scaling.json", content)
     write_text(workdir / "scaling.md", "\n".join(page(content)))
-    print(f"{len(found)} of {len(cells(config))} cells: {workdir / 'scaling.md'}")
+    print(printable(f"{len(found)} of {len(cells(config))} cells: {workdir / 'scaling.md'}"))
     return content
 
 

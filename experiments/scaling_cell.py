@@ -82,7 +82,7 @@ def abstract_step(
         "head": {name: head(family, encoder, tokenizer) for name, family in families.items()},
     }
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
-    aggregate = surgery.get(config.aggregator, config.aggregator_scope)
+    aggregate = surgery.get(config.aggregator, config.aggregator_scope, config.aggregator_decay)
     tx = optim.make_optimizer(strategy, flatten_dict(params, sep="/"), optimizer)
     state = jax.eval_shape(lambda p: train.init_state(p, tx, train.init_surgery(strategy, p, aggregate)), params)
     lie = shardings(mesh, state)

@@ -38,15 +38,19 @@ from experiments import (
 )
 from experiments.checks import check, check_study
 from experiments.study_grid import Grid, Run, Scoring
+from experiments.workdirs import owned
 from jaxprefit import cli, html
 from jaxprefit.averaging import averaged
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked, write_json, write_text
+from jaxprefit.paths import user_path
 from jaxprefit.progress import GridProgress
+from jaxprefit.terminal import lines, printable
 
 FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory, say
 
 
+@owned("study")
 def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str, Any]:
     """Runs what is not there yet of the shard, and returns what study.json holds."""
     check_study(config)
@@ -61,7 +65,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
         check(scoring.config)
         downstream.recipe(scoring.config)
     mine = study_grid.shard(grid, shard)
-    shapes = study_encoders.shapes(grid, pathlib.Path(config.data.cache))  # tells of a wrong path before any work
+    shapes = study_encoders.shapes(grid, user_path(config.data.cache))  # tells of a wrong path before any work
     with locked(workdir / f".shard-{shard.replace('/', '-')}" if shard else workdir):
         execute(grid, mine, workdir)
     content = study_collect.collect(config, grid, shapes, workdir)
@@ -69,9 +73,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
     write_text(workdir / "study.md", "\n".join(study_report.report(content)))
     for name, figure in study_figures.figures(content).items():
         (workdir / f"{name}.png").write_bytes(html.png(figure))
-    print("\n".join(study_tables.main_tables(content)))
+    print(lines("\n".join(study_tables.main_tables(content))))
     counts = content["cells"]
-    print(f"{counts['done']} of {counts['all']} cells done, {counts['failed']} failed; see {workdir / 'study.md'}")
+    done = f"{counts['done']} of {counts['all']} cells done, {counts['failed']} failed"
+    print(printable(f"{done}; see {workdir / 'study.md'}"))
     if content["failed"]:
         raise UserError(f"{counts['failed']} cells failed, as told in {workdir / 'study.md'}; the others are done")
     return content
@@ -91,7 +96,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
             with study_collect.recorded(workdir / one.folder, FAILURES) as outcome:
                 model = encoder(one, workdir, progress)
             if outcome.failed:
-                print(f"{one.folder} failed: {outcome.failed}", file=sys.stderr)
+                print(printable(f"{one.folder} failed: {outcome.failed}"), file=sys.stderr)
                 progress.skip(sum(s.cells for s in scorings))
                 continue
             for scoring in scorings:
@@ -99,7 +104,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
                 with study_collect.recorded(folder, FAILURES) as outcome:
                     downstream.score_model(scoring.config, folder, model, one.folder, progress)
                 if outcome.failed:
-                    print(f"{scoring.folder} failed: {outcome.failed}", file=sys.stderr)
+                    print(printable(f"{scoring.folder} failed: {outcome.failed}"), file=sys.stderr)
                     progress.skip(scoring.cells)
 
 

@@ -1,4 +1,14 @@
-"""The paper's claims (arXiv 2510.07566) beside what a study finds, each marked by the statistics."""
+"""The paper's claims (arXiv 2510.07566) beside what a study finds, each marked by the statistics.
+
+The rule, fixed for all pages: a claim about one family of tasks at one place (a start, mode and fraction) is decided
+where the t test over tasks and seeds of pre-finetuning (`significance.mean_difference`) against its margin is below
+LEVEL, adjusted (Holm) over the claims about that family there. CLAIMS are named before any score is seen, so that
+their number depends on no result. Wilcoxon's exact test over nine tasks with Holm over both families' lines, the rule
+until now, decides only if all nine agree: simulated with the spread between tasks that this study has (1.8 points), it
+finds a true difference of 2 points in 21 % of studies, and of 3 in 59 %, against 52 % and 91 %. The t test keeps its
+level there (intervals cover 95 %). Tasks count as drawn independently, which those of one suite, such as CrossNER's,
+are not quite.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +20,7 @@ from experiments.study_grid import Entry
 from jaxprefit.downstream import significance
 
 LEVEL = 0.05
-"""Of a false verdict among the lines of one start, mode and fraction."""
+"""Of a false verdict among the claims about one family at one start, mode and fraction."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +88,20 @@ def measure(
 
 
 def judge(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One line each; Holm over those of a start, mode and fraction."""
+    """One line each; Holm over those of a start, mode, fraction and family."""
     lines = []
     for m in measured:
         e = m.entry
         place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
         lines.append({"claim": m.claim.text, "paper": m.claim.paper, "first": e.variant, "second": m.second, **place,
                       **_tested(m.claim, m.differences)})  # fmt: skip
-    _decide(lines, ("start", "mode", "fraction"))
+    _decide(lines, ("start", "mode", "fraction", "family"))
     return lines
 
 
 def average(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One line per claim, start and family, and (start None) per claim and family over all starts: each task's
-    differences are averaged over the places, two or more, then tested over tasks; Holm over the lines of a start."""
+    differences are averaged over the places, two or more, then tested as a place's; Holm over a start and family."""
     groups: dict[tuple[Claim, str | None, str], list[Measured]] = {}
     for start in (*dict.fromkeys(m.entry.start for m in measured), None):
         for m in measured:
@@ -105,7 +115,7 @@ def average(measured: Sequence[Measured]) -> list[dict[str, Any]]:
         differences = {task: _mean([m.differences[task] for m in found]) for task in shared}
         lines.append({"claim": claim.text, "start": start, "family": family, "places": len(found),
                       **_tested(claim, differences)})  # fmt: skip
-    _decide(lines, ("start",))
+    _decide(lines, ("start", "family"))
     return lines
 
 
@@ -121,33 +131,29 @@ def _tested(claim: Claim, differences: Mapping[str, np.ndarray]) -> dict[str, An
 
 
 def over_tasks(differences: np.ndarray, margin: float = 0.0) -> dict[str, Any]:
-    """The mean of [T, P, S], by task and seed of pre-finetuning and of fine-tuning, with its interval, and Wilcoxon's
-    p-value over tasks against the margin."""
-    found = significance.crossed_bootstrap(differences)
-    return {
-        "tasks": len(differences),
-        "difference": found.difference,
-        "interval": [found.low, found.high],
-        "p_value": significance.wilcoxon(differences.mean((1, 2)), np.full(len(differences), margin)),
-    }
+    """The mean of [T, P, S], by task and seed of pre-finetuning and of fine-tuning, with its interval and p-value
+    against the margin (`significance.mean_difference` over tasks and seeds of pre-finetuning).
+
+    Fine-tuning seeds are averaged before: their noise is part of what differs between tasks.
+    """
+    return {"tasks": len(differences), **significance.mean_difference(differences.mean(2), margin)}
 
 
 def _decide(lines: Sequence[dict[str, Any]], table: Sequence[str]) -> None:
     """Adds `p_holm`, over the lines that agree in the keys of `table`, and `verdict`."""
     groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for line in lines:
-        name = f"{line['claim']}, {line['family']}"
-        groups.setdefault(tuple(line[key] for key in table), {})[name] = line
+        groups.setdefault(tuple(line[key] for key in table), {})[line["claim"]] = line
     for group in groups.values():
         adjusted = significance.holm({name: line["p_value"] for name, line in group.items()})
         for name, line in group.items():
             line["p_holm"] = adjusted[name]
-            line["verdict"] = verdict(line["interval"], line["margin"], line["p_holm"])
+            line["verdict"] = verdict(line["difference"], line["margin"], line["p_holm"])
 
 
-def verdict(interval: Sequence[float], margin: float, p_value: float) -> str:
-    """Of 'the difference exceeds the margin': decided where the interval and the test over tasks agree on one side."""
-    low, high = interval
-    if p_value >= LEVEL or low <= margin <= high:
+def verdict(difference: float, margin: float, p_value: float | None) -> str:
+    """Of 'the difference exceeds the margin', from its p-value of being equal to it; None, of one task and seed, is
+    undecided."""
+    if p_value is None or p_value >= LEVEL:
         return "undecided"
-    return "holds" if low > margin else "does not hold"
+    return "holds" if difference > margin else "does not hold"

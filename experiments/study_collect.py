@@ -18,13 +18,14 @@ from experiments import (
     study_settings,
     study_sweeps,
     study_tests,
+    task_data,
 )
 from experiments.study_claims import Table
 from experiments.study_grid import Entry, Grid, Scoring
 from jaxprefit.downstream import significance
 from jaxprefit.files import read_json, write_text
 
-STUDY_VERSION = 3
+STUDY_VERSION = 4
 
 
 @dataclasses.dataclass
@@ -66,6 +67,7 @@ class Scored:
     rows: Mapping[str, int]  # task -> rows trained on
     cells: Mapping[str, Mapping[int, pathlib.Path]]  # task -> seed -> file
     failed: tuple[dict[str, Any], ...]
+    left_out: Mapping[str, str]  # task whose score says nothing, so that it is part of no mean or test -> why
 
 
 def collect(
@@ -104,6 +106,7 @@ def collect(
         "lora": downstream.description(config)["lora"],
         "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
         "failed": failed,
+        "left_out": {name: why for s in scored.values() for name, why in s.left_out.items()},
         "results": results,
         "held_out": [{"start": start, "variant": v, "losses": found} for (start, v), found in losses.items()],
         "choice": {
@@ -126,11 +129,11 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     reason = failure(workdir / scoring.folder)
     broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
     if reason or not file.exists() or not study_encoders.summaries(scoring.run, workdir):
-        return Scored({}, {}, {}, broken)
+        return Scored({}, {}, {}, broken, {})
     content = read_json(file)
     if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
-        return Scored({}, {}, {}, ())
-    wanted, seeds = {downstream.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
+        return Scored({}, {}, {}, (), {})
+    wanted, seeds = {task_data.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
     entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}
     scores = {
         name: {s["seed"]: s[downstream.MAIN_SCORE[t["family"]]] for s in t["seeds"] if s["seed"] in seeds}
@@ -144,14 +147,15 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     files = {
         name: {s["seed"]: file.parent / cell for s, cell in zip(t["seeds"], t["cells"])} for name, t in entries.items()
     }
-    return Scored(scores, {name: t["trained_rows"] for name, t in entries.items()}, files, tuple(failed))
+    rows = {name: t["trained_rows"] for name, t in entries.items()}
+    left_out = {name: t["notes"][0] for name, t in entries.items() if not t.get("averaged", True)}
+    return Scored(scores, rows, files, tuple(failed), left_out)
 
 
 def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
-    """The tasks of which every cell is there."""
+    """The tasks of which every cell is there, but for those whose scores say nothing."""
     out = {}
-    for source in scorings[0].tasks:
-        name = downstream.task_name(source)
+    for name in counted(scorings, scored):
         found = [[scored[s.folder].scores.get(name, {}).get(seed) for seed in s.config.downstream.seeds]
                  for s in scorings]  # fmt: skip
         if all(value is not None for line in found for value in line):
@@ -159,11 +163,17 @@ def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
     return out
 
 
+def counted(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> list[str]:
+    """Names of the tasks that are part of a mean."""
+    names = [task_data.task_name(source) for source in scorings[0].tasks]
+    return [name for name in names if not any(name in scored[s.folder].left_out for s in scorings)]
+
+
 def result(entry: Entry, scored: Mapping[str, Scored], method: str) -> dict[str, Any]:
     """One place of the main table, with its tasks; `method` is what the variant is a setting of."""
     mine = table(entry.scorings, scored)
     theirs = {other: table(scorings, scored) for other, scorings in entry.references.items()}
-    whole = len(mine) == len(entry.scorings[0].tasks)
+    whole = 0 < len(mine) == len(counted(entry.scorings, scored))
     first = scored[entry.scorings[0].folder]
     tasks = [
         {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist(),
@@ -199,7 +209,7 @@ def reference(entry: Entry, other: str, grid: Grid, scored: Mapping[str, Scored]
 def development(choice: Mapping[str, tuple[Scoring, ...]], scored: Mapping[str, Scored]) -> dict[str, float]:
     """Family -> mean score of a variant on development rows; empty where a cell is missing."""
     tables = {family: table(scorings, scored) for family, scorings in choice.items()}
-    whole = all(len(found) == len(choice[family][0].tasks) for family, found in tables.items())
+    whole = all(0 < len(found) == len(counted(choice[family], scored)) for family, found in tables.items())
     return {family: float(np.mean([*found.values()])) for family, found in tables.items()} if whole else {}
 
 

@@ -10,7 +10,7 @@ import matplotlib.lines
 import numpy as np
 from adjustText import adjust_text
 
-from experiments.study_tables import SCORE, by_task, has_curves, over_none, place
+from experiments.study_tables import SCORE, by_task, has_curves, over_none, place, starred
 
 MARKERS = "os^vDP*X<>"
 
@@ -47,7 +47,7 @@ def differences(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             colour, marker = colours[SCORE[r["family"]]]
             y = names.index(r["variant"]) + {"ner": -0.13, "tc": 0.13}[r["family"]]
             gain = r["versus"]["none"]
-            ax.plot([100 * end for end in gain["interval"]], [y, y], "-", color=colour, lw=1.5)
+            ax.plot(_ends(gain), [y, y][: len(_ends(gain))], "-", color=colour, lw=1.5)
             ax.plot(100 * gain["difference"], y, marker, color=colour, ms=5)
         ax.axvline(0, color="0.5", lw=0.8, zorder=0)
         ax.set(title=title, xlabel="over none, points", ylim=(len(names) - 0.5, -0.5))
@@ -107,7 +107,7 @@ def tasks(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
         for (line, column), found in cells.items():
             y, x = lines.index(line), columns.index(column)
             grid[y, x] = 100 * found["difference"]
-            told, colour = f"{grid[y, x]:+.1f}{'*' * (found['p_holm'] < 0.05)}", "w" if abs(grid[y, x]) > 6 else "k"
+            told, colour = f"{grid[y, x]:+.1f}{starred(found)}", "w" if abs(grid[y, x]) > 6 else "k"
             ax.text(x, y, told, ha="center", va="center", size=7, color=colour)
         ax.imshow(grid, cmap="PuOr", vmin=-10, vmax=10, aspect="auto")
         ax.set_title(f"{title}: {SCORE[family]}", size=9)
@@ -161,13 +161,18 @@ def sweeps(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             middles = [100 * over["difference"] for _, over in found]
             ax.plot([x for x, _ in found], middles, f"{marker}-", color=colour, ms=5, lw=1)
             for x, over in found:
-                ax.plot([x, x], [100 * end for end in over["interval"]], "-", color=colour, lw=1.5)
+                ax.plot([x, x][: len(_ends(over))], _ends(over), "-", color=colour, lw=1.5)
         ax.axhline(0, color="0.5", lw=0.8, zorder=0)
         ax.set(ylabel="over the sweep's mean, points", xlim=(-0.5, len(s["points"]) - 0.5))
         ax.set_title(f"{s['sweep']}\n{place(content, s)}", size=9)
         ax.set_xticks(range(len(s["points"])), [_values(p["settings"]) for p in s["points"]], size=7)
     _legend(figure, colours)
     return figure
+
+
+def _ends(found: Mapping[str, Any]) -> list[float]:
+    """Of a difference's interval in points; empty where it has none."""
+    return [100 * end for end in found["interval"] if end is not None]
 
 
 def _values(settings: Mapping[str, Any]) -> str:

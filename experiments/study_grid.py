@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
-from experiments.downstream import task_sources
 from experiments.study_settings import (
     check,
     method,
@@ -35,6 +34,7 @@ from experiments.study_settings import (
     updated,
     without_study,
 )
+from experiments.task_data import task_sources
 from jaxprefit.downstream.finetune import MTEB
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError

@@ -17,7 +17,7 @@ from experiments.study_tables import (
     tasks,
     with_interval,
 )
-from experiments.tables import markdown
+from experiments.tables import escaped, markdown
 
 
 def report(content: Content) -> list[str]:
@@ -26,9 +26,8 @@ def report(content: Content) -> list[str]:
     about = (
         "Scores in percent on test rows (where a title says so, on development rows, and no test was scored), mean "
         "over tasks; ± is the standard deviation over fine-tuning seeds, in brackets that over pre-finetuning seeds. "
-        "Differences in points with 95 % intervals from a paired bootstrap over tasks, pre-finetuning seeds and "
-        "fine-tuning seeds, which say little where these are few; * where Wilcoxon's signed-rank test over tasks "
-        "agrees, adjusted over the variants of a column (Holm, 0.05). In mode adapter all have an adapter of equal "
+        f"Differences in points with 95 % intervals by Student's t {_drawn(content)}; * where that test, adjusted over "
+        "the variants of a column (Holm, 0.05), finds one. In mode adapter all have an adapter of equal "
         "shape downstream: a variant with another LoRA is compared with references that were scored with that LoRA; "
         "its differences, but not its own scores, can be read against theirs. Training rows are the same for all "
         "variants and seeds."
@@ -37,6 +36,8 @@ def report(content: Content) -> list[str]:
     if counts["done"] < counts["all"]:
         lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
                   f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
+    for task, why in content.get("left_out", {}).items():
+        lines += [f"{task} is left out of every mean, difference and test: {why}.", ""]
     lines += overview(content)
     lines += ["## Main table", "", *main_tables(content)]
     if over_none(content):
@@ -59,6 +60,21 @@ def report(content: Content) -> list[str]:
     return [*lines, *failures(content)]
 
 
+def _seeds(content: Content) -> int:
+    """Of pre-finetuning."""
+    return len(content["seeds"])
+
+
+def _drawn(content: Content) -> str:
+    """What the intervals count as drawn, and what they say nothing of."""
+    if _seeds(content) > 1:
+        return "over tasks and pre-finetuning seeds (fine-tuning seeds averaged), which says little where these are few"
+    return (
+        "over tasks (fine-tuning seeds averaged), for the encoders as trained: with one pre-finetuning seed nothing is "
+        "known of how another would turn out"
+    )
+
+
 def overview(content: Content) -> list[str]:
     """The differences that the claims are about, one line a place in the grid, and their means over the places of a
     start and over all; only for several places."""
@@ -74,7 +90,8 @@ def overview(content: Content) -> list[str]:
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
     about = (
         "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided. Means over "
-        "places are tested as a place is: task by task, each task's difference averaged before, Holm over the line."
+        "places are tested as a place is, each task's difference averaged before; Holm over a line's claims about a "
+        "family."
     )
     cells = [[title, *(found.get(column, "-") for column in columns)] for title, found in rows.items()]
     return ["## In short", "", about, "", *markdown("Claims", header, cells)]
@@ -84,7 +101,7 @@ def claims(content: Content) -> list[str]:
     """The paper's claims beside ours."""
     rows = [
         [c["claim"], c["paper"], place(content, c), f"{c['first']} - {c['second']}", SCORE[c["family"]],
-         with_interval(c), f"{c['p_holm']:.3f}", f"**{c['verdict']}**"]
+         with_interval(c), "-" if c["p_holm"] is None else f"{c['p_holm']:.3f}", f"**{c['verdict']}**"]
         for c in content["claims"]
     ]  # fmt: skip
     if not rows:
@@ -93,10 +110,11 @@ def claims(content: Content) -> list[str]:
     text = (
         "For a strategy with several settings stands the one with the highest sum of mean scores on development rows "
         "(marked † above), of those with such scores; where none has, the first. A pair that was not scored at equal "
-        "capacity is left out. A claim holds, or does not, where "
-        "the interval lies on one side of its margin and Wilcoxon's test over tasks against that margin agrees (p, "
-        "adjusted by Holm over the claims of a start, mode and fraction; 0.05); else it is undecided. arXiv "
-        "2510.07566; its exact settings are not public."
+        "capacity is left out. A claim holds, or does not, where the t test over "
+        f"{'tasks and pre-finetuning seeds' if _seeds(content) > 1 else 'tasks'} finds the difference on one side of "
+        "its margin (p, adjusted by Holm over the claims about one family at a start, mode and fraction, which were "
+        "fixed beforehand; 0.05); else it is undecided. The interval is not adjusted. arXiv 2510.07566; its exact "
+        "settings are not public."
     )
     return [text, "", *markdown("Claims", header, rows)]
 
@@ -118,5 +136,5 @@ def failures(content: Content) -> list[str]:
     lines = ["## Failed", ""]
     for cell in content["failed"]:
         what = "" if cell["task"] is None else f", {cell['task']} seed {cell['seed']}"
-        lines.append(f"- {cell['folder']}{what}: {cell['reason']}")
+        lines.append(f"- {cell['folder']}{what}: {escaped(cell['reason'])}")
     return [*lines, ""]

@@ -8,9 +8,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from experiments.study_claims import over_tasks
 from experiments.study_grid import Grid
 from experiments.study_settings import STRATEGIES
-from jaxprefit.downstream import significance
 from jaxprefit.errors import UserError
 
 Results = Mapping[str, Mapping[str, Mapping[str, Any]]]
@@ -34,7 +34,7 @@ def measure(
 
     `results` are those of study.json. A variant counts where it is complete in every family of the place, and once
     where several are the same encoder from this start. A place where an app's adapter has another shape with each is
-    left out. Intervals are `significance.crossed_bootstrap`'s, as of every difference.
+    left out. Intervals are `study_claims.over_tasks`'s, as of every difference.
     """
     places: dict[tuple[str, str, float], dict[str, dict[str, Mapping[str, Any]]]] = {}
     for r in results:
@@ -76,7 +76,7 @@ def _points(there: Results, settings: Mapping[str, Mapping[str, Any]]) -> list[d
         tables = [np.asarray([t["scores"] for t in found[family]["tasks"]], float) for found in there.values()]
         centre = np.mean(np.broadcast_arrays(*tables), 0)  # [T, P, S]
         for (v, found), mine in zip(there.items(), tables):
-            over = significance.crossed_bootstrap(mine - centre)
-            scores[v][family] = {"mean": found[family]["mean"], "difference": over.difference,
-                                 "interval": [over.low, over.high]}  # fmt: skip
+            over = over_tasks(mine - centre)
+            scores[v][family] = {"mean": found[family]["mean"], "difference": over["difference"],
+                                 "interval": over["interval"]}  # fmt: skip
     return [{"variant": v, "settings": settings[v], "scores": scores[v]} for v in there]

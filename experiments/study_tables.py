@@ -5,15 +5,18 @@ from typing import Any
 
 from experiments.study_grid import REFERENCES
 from experiments.tables import markdown
+from jaxprefit.downstream import significance
 
 SCORE = {"ner": "NER F1", "tc": "TC accuracy"}
 TASK_SCORE = {"ner": "strict span F1", "tc": "accuracy"}
 
 TESTED = (
     "Differences, where a claim is about them, are of the mean over seeds; * where a paired bootstrap over test rows "
-    "finds one (Holm over the tasks of a column, 0.05). study.json has their intervals, McNemar's test of each pair of "
-    "seeds, and almost-stochastic order over seeds (below 0.5: the first is larger)."
+    "and seeds finds one (Holm over the tasks of a column, 0.05). study.json has their intervals, McNemar's test of "
+    "each pair of seeds, and almost-stochastic order over seeds "
 )
+ORDERED = f"(below {significance.ASO_BOUND:g}: the first is larger)."
+UNORDERED = f"(none here: fewer than {significance.ASO_SEEDS} seeds a side cannot decide it)."
 
 Content = Mapping[str, Any]
 
@@ -162,7 +165,8 @@ def costs(content: Content) -> list[str]:
 
 def tasks(content: Content) -> list[str]:
     """Per-task scores of each start, mode, fraction and family."""
-    lines = [TESTED, ""]
+    tests = [found for r in content["results"] for t in r["tasks"] for found in t["versus"].values()]
+    lines = [TESTED + (ORDERED if any(found["aso"] is not None for found in tests) else UNORDERED), ""]
     for title, found in places(content):
         for family in dict.fromkeys(r["family"] for r in found):
             mine = {r["variant"]: {t["task"]: t for t in r["tasks"]} for r in found if r["family"] == family}
@@ -195,17 +199,23 @@ def _score(result: Mapping[str, Any]) -> str:
 
 
 def _difference(found: Mapping[str, Any] | None) -> str:
-    return "" if found is None else with_interval(found) + ("*" if found["p_holm"] < 0.05 else "")
+    return "" if found is None else with_interval(found) + starred(found)
 
 
 def _tested(found: Mapping[str, Any] | None) -> str:
     """A task's difference."""
-    return "-" if found is None else points([found["difference"]])[0] + ("*" if found["p_holm"] < 0.05 else "")
+    return "-" if found is None else points([found["difference"]])[0] + starred(found)
+
+
+def starred(found: Mapping[str, Any]) -> str:
+    """* where a difference's test, adjusted, finds one."""
+    return "*" if found["p_holm"] is not None and found["p_holm"] < 0.05 else ""
 
 
 def with_interval(found: Mapping[str, Any]) -> str:
-    low, high = points(found["interval"])
-    return f"{points([found['difference']])[0]} ({low} to {high})"
+    """A difference in points, with its interval where it has one: not of one task and one pre-finetuning seed."""
+    value = points([found["difference"]])[0]
+    return value if None in found["interval"] else "{} ({} to {})".format(value, *points(found["interval"]))
 
 
 def points(values: Sequence[float]) -> list[str]:

@@ -17,16 +17,16 @@ Cells = Sequence[Sequence[pathlib.Path]]
 
 
 def against(mine: Cells, other: Cells, scores: tuple[np.ndarray, np.ndarray], tasks: int) -> dict[str, Any]:
-    """The difference of the main score on one task, the seeds averaged, with its interval and p-value over test rows;
-    of texts also `mcnemar`, one p-value per pair of seeds; `aso` over seeds. `scores` are [P, S] of both; `tasks` is
-    the number of tests that `adjust` will take together.
+    """The difference of the main score on one task, the seeds averaged, with its interval and p-value over test rows
+    and seeds; of texts also `mcnemar`, one p-value per pair of seeds; `aso` over seeds, None where they are too few.
+    `scores` are [P, S] of both; `tasks` is the number of tests that `adjust` will take together.
 
     A side with one seed of pre-finetuning, such as an encoder that was not trained, stands against each of the other's.
     """
     first, second = ([[cells.read(file).counts for file in line] for line in side] for side in (mine, other))
-    flat = [np.asarray([counts for line in side for counts in line]) for side in (first, second)]
-    found = significance.paired_bootstrap(flat[0], flat[1], draws=draws(tasks))
-    texts = flat[0].shape[-1] == 2
+    counts = [np.asarray(side) for side in (first, second)]  # [P, S, N, 2 or 3]
+    found = significance.paired_bootstrap(counts[0], counts[1], draws=draws(tasks))
+    texts = counts[0].shape[-1] == 2
     return {
         "difference": found.difference,
         "interval": [found.low, found.high],

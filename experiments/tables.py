@@ -8,40 +8,58 @@ checkpoints or folder names of this machine) and writes WORKDIR/tables.md.
 
 import pathlib
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.conflict import report as conflict_report
 from jaxprefit.errors import UserError
 from jaxprefit.files import read_json, write_json, write_text
+from jaxprefit.paths import user_path
+from jaxprefit.terminal import lines, printable
 
 ORDER = (
     "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",
     "averaged",
 )  # fmt: skip
+SCORES = {
+    "ner": (("f1", "F1"), ("f1_lenient", "lenient F1")),
+    "tc": (("accuracy", "accuracy"), ("macro_f1", "macro-F1")),
+}
+"""By family, key and name of the main score and of the one beside it."""
 KINDS = {"jaxprefit.prefinetune": "summary", "jaxprefit.scores": "scores", "jaxprefit.conflict": "conflict"}
 
 
+@owned("tables")
 def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
     """Writes the tables and returns them."""
     if not runs:
         raise UserError("--runs is missing; give the folder that holds the runs' workdirs")
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS.values()}
-    for file in sorted(pathlib.Path(runs).rglob("*.json")):
+    for file in sorted(user_path(runs).rglob("*.json")):
         if file.stem not in found or "cells" in file.parts:
             continue
         content = read_json(file)
-        if kind := KINDS.get(content.get("schema", "")):
+        if not (kind := KINDS.get(content.get("schema", ""))):
+            continue
+        try:
             if kind == "conflict" and not (content["version"] == conflict_report.VERSION and content["probe"]):
                 continue  # of an older version, or without the section shown here
+            TABLES[kind]([content])
             found[kind].append(_without_folders(content))
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(f"{file} is no {kind} of this version ({what}); give a folder without it") from None
     if not any(found.values()):
         raise UserError(f"{runs} holds no summary.json, scores.json or conflict.json")
     written: list[pathlib.Path] = []
     for kind, contents in found.items():
-        contents.sort(key=lambda c: (ORDER.index(_strategy(c)), _run(c).get("step") or 0, c.get("seed", 0)))
+        contents.sort(
+            key=lambda c: ([*ORDER, _strategy(c)].index(_strategy(c)), _run(c).get("step") or 0, c.get("seed", 0))
+        )
         workdir.mkdir(parents=True, exist_ok=True)
         for content in contents:
             file = workdir / f"{kind}_{_label(content)}.json"
@@ -49,47 +67,112 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
                 raise UserError(f"{runs} holds two results that would both be {file.name}; give a folder without one")
             written.append(file)
             write_json(file, content)
-    text = "\n".join([*losses(found["summary"]), *scores(found["scores"]), *conflicts(found["conflict"])])
+    text = "\n".join(line for kind, contents in found.items() for line in TABLES[kind](contents))
     write_text(workdir / "tables.md", text)
-    print(text)
+    print(lines(text))
     return text
 
 
 def losses(summaries: list[dict[str, Any]]) -> list[str]:
-    """Held-out losses at the end of each run."""
+    """Held-out losses at the end of each run, and at the start: once where all runs have the same, else of each run."""
     families = sorted({f for s in summaries for f in s["held_out"]})
+    ends, starts = ([_losses(s, when, families) for s in summaries] for when in ("end", "start"))
+    known = [{*column} - {"-"} for column in zip(*starts)]
     rows = []
-    for s in summaries:
-        cells = [f"{s['held_out'][f]['end']['loss']:.4f}" if f in s["held_out"] else "-" for f in families]
-        rows.append([s["strategy"], str(s["steps"]), f"{s['trainable_parameters']:,}", *cells])
-    start = {f: s["held_out"][f]["start"]["loss"] for s in summaries for f in s["held_out"]}
-    rows.insert(0, ["(start)", "0", "-", *(f"{start[f]:.4f}" for f in families)])
+    if all(len(values) == 1 for values in known):
+        rows.append(["(start)", "0", "-", *(value for (value,) in known)])
+        starts = []
+    for i, s in enumerate(summaries):
+        if starts:
+            rows.append([f"(start of {s['strategy']})", "0", "-", *starts[i]])
+        rows.append([s["strategy"], str(s["steps"]), f"{s['trainable_parameters']:,}", *ends[i]])
     header = ["strategy", "steps", "trainable parameters", *(f"held-out {f} loss" for f in families)]
     return markdown("Pre-finetuning: held-out losses", header, rows) if summaries else []
 
 
+def _losses(summary: dict[str, Any], when: str, families: list[str]) -> list[str]:
+    held_out = summary["held_out"]
+    return [f"{held_out[f][when]['loss']:.4f}" if f in held_out else "-" for f in families]
+
+
 def scores(contents: list[dict[str, Any]]) -> list[str]:
-    """Downstream scores in percent; mean over seeds, and their range where there are several."""
-    if not contents:
-        return []
-    tasks = [(t["task"], t["family"]) for t in contents[0]["tasks"]]
-    rows, beside = [], []
+    """Downstream scores, one table for all runs of the same settings and seeds."""
+    groups: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     for c in contents:
-        by_name = {t["task"]: t for t in c["tasks"]}
-        main = [_spread(by_name[t]["seeds"], "f1" if f == "ner" else "accuracy") for t, f in tasks]
-        other = [_spread(by_name[t]["seeds"], "f1_lenient" if f == "ner" else "macro_f1") for t, f in tasks]
-        averages = ["-" if c["average"][f] is None else f"{100 * c['average'][f]:.1f}" for f in ("ner", "tc")]
-        rows.append([_strategy(c), *main, *averages])
-        beside.append([_strategy(c), *other])
-    recipe = contents[0]["downstream"]
-    seeds = ", ".join(str(s["seed"]) for s in contents[0]["tasks"][0]["seeds"])
-    title = f"Downstream: mode {recipe['mode']}, {100 * recipe['fraction']:.0f} % of the labels, seeds {seeds}"
-    names = [f"{t} {'F1' if f == 'ner' else 'accuracy'}" for t, f in tasks]
-    others = [f"{t} {'lenient F1' if f == 'ner' else 'macro-F1'}" for t, f in tasks]
-    return [
-        *markdown(title, ["strategy", *names, "mean NER", "mean TC"], rows),
-        *markdown("Beside it", ["strategy", *others], beside),
-    ]
+        own = _settings(c)
+        # A setting that a file lacks was no choice when it was written.
+        alike = (g for settings, g in groups if all(own[k] == settings[k] for k in own.keys() & settings.keys()))
+        if (group := next(alike, None)) is not None:
+            group.append(c)
+        else:
+            groups.append((own, [c]))
+    shared = set.intersection(*({*settings} for settings, _ in groups)) if groups else set()
+    differ = [k for k in sorted(shared) if len({str(settings[k]) for settings, _ in groups}) > 1]
+    lines = []
+    for own, group in groups:
+        recipe, seeds = group[0]["downstream"], ", ".join(map(str, own["seeds"]))
+        title = f"Downstream: mode {recipe['mode']}, {100 * recipe['fraction']:.0f} % of the labels, seeds {seeds}"
+        shown = [f"{key} {own[key]}" for key in differ if key not in ("mode", "fraction", "seeds")]
+        lines += score_tables(", ".join([title, *shown]), group)
+    return lines
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """What the scores of runs must share to stand in one table."""
+    lora = {f"lora.{key}": value for key, value in content.get("lora", {}).items()}
+    return {**content["downstream"], **lora, "seeds": _seeds(content)}
+
+
+def score_tables(title: str, contents: list[dict[str, Any]]) -> list[str]:
+    """Scores in percent of runs of one recipe: mean over seeds, and their range where there are several.
+
+    A run without a task has '-' there and for the mean that the task is part of. Raises UserError where two runs scored
+    other rows under one name.
+    """
+    tasks: dict[str, dict[str, Any]] = {}
+    for t in (t for c in contents for t in c["tasks"]):
+        rows, other = (f"{x['train_rows']:,} and {x['test_rows']:,}" for x in (t, tasks.setdefault(t["task"], t)))
+        if rows != other:
+            raise UserError(
+                f"two runs have other rows of the task {t['task']!r} (to train on and to score: {other}, or {rows}); "
+                "give a folder of runs on the same data"
+            )
+    runs = [(c, {t["task"]: t for t in c["tasks"]}) for c in contents]
+    lines = []
+    for beside in (False, True):
+        rows_shown = []
+        for c, own in runs:
+            cells = [_score(own.get(name), SCORES[t["family"]][beside][0], len(_seeds(c))) for name, t in tasks.items()]
+            means = [] if beside else [_mean(c, own, tasks, family) for family in SCORES]
+            rows_shown.append([_strategy(c), *cells, *means])
+        names = [f"{name} {SCORES[t['family']][beside][1]}" for name, t in tasks.items()]
+        header = ["strategy", *names, *([] if beside else ["mean NER", "mean TC"])]
+        lines += markdown("Beside it" if beside else title, header, rows_shown)
+    left_out = [name for name, t in tasks.items() if not t.get("averaged", True)]
+    for name in left_out:
+        lines += [f"{name} is part of no mean: {tasks[name]['notes'][0]}.", ""]
+    return lines
+
+
+def _score(task: dict[str, Any] | None, key: str, seeds: int) -> str:
+    """A task's cell: '-' where the run lacks it; with the number of its seeds where the run lacks some."""
+    if not task:
+        return "-"
+    some = f", {len(task['seeds'])} of {seeds} seeds" if len(task["seeds"]) < seeds else ""
+    return _spread(task["seeds"], key) + some
+
+
+def _mean(content: dict[str, Any], own: Mapping[str, Any], tasks: Mapping[str, Any], family: str) -> str:
+    """A run's average over the family's tasks; '-' where it lacks one of those in the table."""
+    average = content["average"][family]
+    lacks = any(t["family"] == family and name not in own for name, t in tasks.items())
+    return "-" if average is None or lacks else f"{100 * average:.1f}"
+
+
+def _seeds(content: dict[str, Any]) -> list[int]:
+    """The seeds of a run's cells, those that failed too."""
+    done = {s["seed"] for t in content["tasks"] for s in t["seeds"]}
+    return sorted(done | {cell["seed"] for cell in content.get("failed", ())})
 
 
 def conflicts(contents: list[dict[str, Any]]) -> list[str]:
@@ -104,10 +187,18 @@ def conflicts(contents: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+TABLES = {"summary": losses, "scores": scores, "conflict": conflicts}
+
+
 def markdown(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a titled Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"**{title}**", "", *("| " + " | ".join(line) + " |" for line in lines), ""]
+    """Lines of a titled Markdown table. Whatever a cell or the title holds, it is one cell, and no HTML."""
+    table = [map(escaped, header), ["---"] * len(header), *(map(escaped, row) for row in rows)]
+    return [f"**{escaped(title)}**", "", *("| " + " | ".join(line) + " |" for line in table), ""]
+
+
+def escaped(text: str) -> str:
+    """Text of a user for Markdown: on one line, no HTML, and no end of a cell."""
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _spread(seeds: list[dict[str, float]], key: str) -> str:

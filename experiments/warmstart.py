@@ -25,12 +25,14 @@ import jaxprefit
 from experiments import family_data, prefinetune
 from experiments.checks import check
 from experiments.tables import markdown
+from experiments.workdirs import owned
 from jaxprefit import cli
 from jaxprefit.data.vocabulary import train_wordpiece
 from jaxprefit.distributed import FLAG, first, first_alone, joined
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json, write_text
 from jaxprefit.loading import Model
+from jaxprefit.terminal import printable
 
 SUMMARY_VERSION = 1
 STRATEGY = "individual_mlm"
@@ -44,6 +46,7 @@ def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> No
         run(config, workdir)
 
 
+@owned("warmstart")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, exports, and returns what warmstart.json holds; {} in all processes but the first."""
     check(config)
@@ -84,7 +87,7 @@ def export(model: Model, trained: dict[str, Any], config: ConfigDict, workdir: p
     write_text(workdir / "warmstart.md", report(summary))
     last = summary["curve"][-1]
     print(f"masked accuracy {100 * last['accuracy']:.1f} % and loss {last['loss']:.3f} on held-out text")
-    print(f"wrote {workdir / 'encoder'} and {workdir / 'warmstart.json'}")
+    print(printable(f"wrote {workdir / 'encoder'} and {workdir / 'warmstart.json'}"))
     return summary
 
 

@@ -6,7 +6,8 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,11 +22,13 @@ from jaxprefit import loop, lora, optim, strategies, surgery, train
 from jaxprefit.checkpoints import PLACES
 from jaxprefit.data import mixture, synthetic
 from jaxprefit.data.vocabulary import train_wordpiece
+from jaxprefit.distributed import first
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family
 from jaxprefit.loading import Model
+from jaxprefit.paths import user_path
 from jaxprefit.pretrained import Pretrained, load_pretrained
 from jaxprefit.sharding import check_rows, hidden_rows, make_mesh, put_batch, put_state, row_devices, shardings
 from jaxprefit.tokenizer_files import read_tokenizer
@@ -69,7 +72,7 @@ def start_tokenizer(config: ConfigDict, cache: pathlib.Path) -> tokenizers.Token
     if config.model.path:
         return load_pretrained(config.model.path).tokenizer
     if config.model.vocab_path:
-        return read_tokenizer(pathlib.Path(config.model.vocab_path))
+        return read_tokenizer(user_path(config.model.vocab_path))
     return generated_tokenizer(config.model.vocab, cache)
 
 
@@ -110,14 +113,13 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     """Everything for one pre-finetuning run, checked before anything is written or trained."""
     check(config)
     # An unknown name fails before data is read; the next line too.
-    aggregate = surgery.get(config.aggregator, config.aggregator_scope)
+    aggregate = surgery.get(config.aggregator, config.aggregator_scope, config.aggregator_decay)
     named = named_families(config)
     optimizer = optim.OptimizerConfig(**config.optimizer.to_dict())
     mesh = make_mesh(config.devices, **config.mesh)
     cache = family_data.cache_folder(config, workdir)
-    for folder in (workdir, cache):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"{folder} is a file; give the name of a folder, new or old")
+    if cache.exists() and not cache.is_dir():
+        raise UserError(f"{cache} is a file; give the name of a folder, new or old")
     start = start_encoder(config, cache)
     check_machine(config, start.config, row_devices(mesh))
     spec = lora_spec(config)
@@ -131,6 +133,8 @@ def make_run(config: ConfigDict, workdir: pathlib.Path) -> Run:
     encoders = [e for d in data.values() for e in d.family.encoders]
     strategy = strategies.make(config.strategy, named, constants, encoders)
     families = {name: data[name].family for name in strategy.families}
+    for name, family in families.items():
+        mixture.check_room(family, family_data.layout(config, name))
     weights = {name: config.data[name].loss_weight for name in families}
     parts = accumulation(config, config.run.accumulate, families, row_devices(mesh))
     encoder = Encoder(start.config, config.run.remat, hidden_rows(mesh))
@@ -193,6 +197,11 @@ def reopen(
     for name, family in families.items():
         if family.describe() != model.meta["families"][name]:
             raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
+    if {name: fingerprints(data[name]) for name in families} != model.meta["data"]:
+        _warn(
+            "the rows to train on are not those that the run was trained on (other data, or a version of before the "
+            "held-out rows were drawn over the whole file), so held-out numbers may be of rows it has seen"
+        )
     parts = accumulation(saved, config.run.accumulate, {n: f for n, f in families.items() if f.accumulates}, 1)
     return saved, data, train.Setup(Encoder(model.config, config.run.remat), families, strategy, {}, parts=parts)
 
@@ -234,7 +243,12 @@ def saved_config(config: ConfigDict) -> dict[str, Any]:
 
 def data_fingerprints(run: Run) -> dict[str, dict[str, str]]:
     """Trained family -> source -> `mixture.Rows.fingerprint`."""
-    return {f: {name: rows.fingerprint for name, rows in run.data[f].train} for f in run.setup.families}
+    return {f: fingerprints(run.data[f]) for f in run.setup.families}
+
+
+def fingerprints(data: family_data.FamilyData) -> dict[str, str]:
+    """Source -> `mixture.Rows.fingerprint` of the rows trained on."""
+    return {name: rows.fingerprint for name, rows in data.train}
 
 
 def make_step(run: Run, tx: Any, config: ConfigDict) -> loop.Step:
@@ -263,16 +277,46 @@ def held_out_batches(run: Run, config: ConfigDict) -> dict[str, list[dict[str, n
 
 
 def held_out_scorer(run: Run, config: ConfigDict) -> Callable[[Mapping[str, jax.Array]], Scores]:
-    """A function of flat parameters: family -> mean held-out loss and metrics without dropout, on the same batches."""
+    """A function of flat parameters: family -> mean held-out loss and metrics without dropout, on the same batches.
+
+    Its first call tells of families without a held-out row, and of batches that say nothing.
+    """
     batches = held_out_batches(run, config)
     evaluate = {name: train.make_eval(run.setup, name) for name in batches}
+    if config.data.held_out:
+        for name in (n for n in batches if not batches[n]):
+            _warn(f"no source of {name} has the 10 rows that one is held out of, so there is no held-out score of it")
+    told: set[str] = set()
 
     def score(flat: Mapping[str, jax.Array]) -> Scores:
         scores = {}
         for name in (n for n in run.setup.families if batches[n]):
             results = [jax.device_get(evaluate[name](flat, put_batch(run.mesh, b))) for b in batches[name]]
-            scores[name] = {k: float(sum(r[k] for r in results) / len(results)) for k in results[0]}
-            scores[name]["batches"] = len(results)
+            scores[name], silent = mean_scores(results)
+            if silent and name not in told:
+                told.add(name)
+                _warn(
+                    f"{silent} of {len(results)} held-out batches of {name} have no pair with a negative: their loss "
+                    "is 0 whatever the encoder, their accuracy undefined, "
+                    + ("and there is no other" if silent == len(results) else "and they are left out")
+                )
         return scores
 
     return score
+
+
+def mean_scores(results: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], int]:
+    """(means over the batches of `results`, with their number as 'batches'; how many of them say nothing).
+
+    A batch whose accuracy is undefined (`info_nce`) is left out; where all are such, so is the accuracy.
+    """
+    telling = [r for r in results if not np.isnan(r.get("accuracy", 0.0))]
+    used = telling or results
+    names = [k for k in used[0] if telling or k != "accuracy"]
+    means = {k: float(sum(r[k] for r in used) / len(used)) for k in names}
+    return {**means, "batches": len(used)}, len(results) - len(telling)
+
+
+def _warn(message: str) -> None:
+    if first():
+        print(message, file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.pretrained import too_large
+from jaxprefit.surgery import METHODS
 
 _TYPES: dict[str, type] = {
     "step": int,
@@ -24,6 +25,16 @@ _CHOICES = {
     "architecture": ("bert", "distilbert"),
 }
 _ITEM = re.compile(r"backbone|(lora|head)\.[A-Za-z0-9_]+")  # the name of a folder, never a path
+
+
+def complete(config: dict[str, Any]) -> None:
+    """Adds to the config of an older run what it did without having a setting for it."""
+    optimizer = config.get("optimizer")
+    if "aggregator" in config and isinstance(optimizer, dict):
+        method = METHODS.get(config["aggregator"])
+        config.setdefault("aggregator_decay", 0.0)
+        # What 'auto' does is what was done where no Gram matrix is read; surgery was done on clipped gradients.
+        optimizer.setdefault("clip", "families" if method and method.reads_gram else "auto")
 
 
 def problem(meta: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxprefit import checkpoint_meta, checksums
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
 from jaxprefit.sharding import put
 from jaxprefit.train import TrainState
 
@@ -55,7 +56,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, keep: int = 2):
         _quiet()
-        self.folder = pathlib.Path(workdir).absolute() / "checkpoints"
+        self.folder = user_path(workdir).absolute() / "checkpoints"
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -181,6 +182,7 @@ def _read_meta(folder: pathlib.Path) -> dict:
         )
     if wrong := checkpoint_meta.problem(meta):
         raise _damaged(folder, f"the item 'meta' is damaged ({wrong})")
+    checkpoint_meta.complete(meta["config"])
     for name in (*meta["items"], "optimizer", "data", "tokenizer"):
         _require(folder, name)
     return meta

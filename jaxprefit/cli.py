@@ -2,8 +2,11 @@
 
 import difflib
 import importlib.util
+import io
 import itertools
 import json
+import logging
+import os
 import pathlib
 import signal
 import sys
@@ -11,14 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict, config_flags
 
 from jaxprefit.allocator import keep_freed_memory
 from jaxprefit.distributed import leave
 from jaxprefit.errors import UserError, out_of_memory
+from jaxprefit.paths import user_path
 from jaxprefit.preemption import Preempted, end_at_once
+from jaxprefit.terminal import printable
 
 USER_ERROR_STATUS = 2
 PREEMPTED_STATUS = 75  # EX_TEMPFAIL of sysexits.h, "try again": a scheduler may start the same command anew
@@ -44,6 +50,7 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             print(_help(doc, {"workdir": _WORKDIR, **extra}, _config_file(argv, config)))
             sys.exit(0)
         try:
+            argv = [_at_home(argument) for argument in argv]
             sys.argv[:] = _with_fragments(argv, _leaves(_config_file(argv, config)))  # there the flag library looks too
             return flags.FLAGS(sys.argv)
         except SystemExit:
@@ -70,8 +77,9 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
                 raise UserError("--config is missing; for example --config=configs/minilm.py")
             if not workdir.value:
                 raise UserError("--workdir is missing; for example --workdir=runs/first")
-            _keep_compiled(settings, pathlib.Path(workdir.value))
-            main(settings, pathlib.Path(workdir.value), **{name: f.value for name, f in more.items()})
+            folder = user_path(workdir.value)
+            _keep_compiled(settings, folder)
+            main(settings, folder, **{name: f.value for name, f in more.items()})
         except UserError as e:
             _fail(str(e))
         except OSError as e:  # no permission, no space, a folder where a file should be
@@ -87,18 +95,45 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
             _fail("interrupted; the same command continues from the last checkpoint", 130)
 
     keep_freed_memory()
-    logging.set_verbosity(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    _show_text_and_log()
     sys.modules["__main__"].__doc__ = doc
     app.run(call, flags_parser=parse)
+
+
+class _Printed(logging.Handler):
+    """Prints the package's messages, such as what of a source was dropped, to standard output."""
+
+    def emit(self, record: Any) -> None:
+        print(printable(record.getMessage()))
+
+
+def _show_text_and_log() -> None:
+    """Lets the package's log be seen, and text in letters that the terminal cannot write be shown by their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    log = logging.getLogger("jaxprefit")
+    log.setLevel(logging.INFO)
+    log.addHandler(_Printed())
+    log.propagate = False
 
 
 def _keep_compiled(settings: ConfigDict, workdir: pathlib.Path) -> None:
     """Lets the next process read what this one compiles, from a folder beside the data caches; a folder that
     JAX_COMPILATION_CACHE_DIR names goes before it."""
     named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if settings.run.compilation_cache and named is None:
-        folder = pathlib.Path(settings.data.cache or workdir.parent / "cache") / "compiled"
-        jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    if named is not None:  # JAX itself can write to a bucket, but does not expand ~
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(named))
+    elif settings.run.compilation_cache:
+        cache = user_path(settings.data.cache) if settings.data.cache else workdir.parent / "cache"
+        jax.config.update("jax_compilation_cache_dir", str((cache / "compiled").absolute()))
+
+
+def _at_home(argument: str) -> str:
+    """`argument` with ~ expanded where it is --config=FILE, of which the shell does not do it."""
+    flag, equals, file = argument.partition("=")
+    return f"{flag}={user_path(file)}" if equals and file and flag in ("--config", "-config") else argument
 
 
 def _with_fragments(argv: Sequence[str], leaves: Mapping[str, Any]) -> list[str]:
@@ -114,7 +149,7 @@ def _with_fragments(argv: Sequence[str], leaves: Mapping[str, Any]) -> list[str]
             out.append(argument)
             continue
         try:
-            content = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+            content = json.loads(user_path(file).read_text(encoding="utf-8"))
             settings = flatten_dict(content, sep=".")
         except OSError as e:
             raise UserError(f"{argument}: {file} cannot be read ({e.strerror}); name a JSON file of settings") from None
@@ -165,5 +200,5 @@ def _leaves(file: str) -> dict[str, Any]:
 
 
 def _fail(message: str, status: int = USER_ERROR_STATUS) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     leave(status, interrupted=status != USER_ERROR_STATUS)

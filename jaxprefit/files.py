@@ -3,10 +3,10 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +14,8 @@ from jaxprefit.distributed import first
 from jaxprefit.errors import UserError, one_line
 
 _LARGEST_GIVEN = 2**24  # bytes of a JSON file of settings
+
+_log = logging.getLogger(__name__)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -85,7 +87,7 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             holder = file.read() or "another run"
             raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another --workdir") from None
         except OSError as e:  # some network file systems have no locks
-            print(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there", file=sys.stderr)
+            _log.warning(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from jaxprefit.terminal import printable
+
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
@@ -42,6 +44,12 @@ def picture(figure: Any, alt: str) -> str:
     """A matplotlib figure as an inline PNG; `alt` says in words what it shows."""
     data = base64.b64encode(png(figure)).decode()
     return f"<img alt='{escape(alt, quote=True)}' src='data:image/png;base64,{data}'>\n"
+
+
+def figure_text(text: str) -> str:
+    """Text of a user for matplotlib, which takes $...$ for a formula and hides a label that begins with _."""
+    shown = printable(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def png(figure: Any) -> bytes:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
+import logging
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
@@ -18,11 +18,13 @@ from jaxprefit.data.encode import batches_by_length, encode_text
 from jaxprefit.encoder import POOLINGS, Encoder, EncoderConfig
 from jaxprefit.errors import UserError, one_line
 from jaxprefit.parameter_names import tree_shapes
+from jaxprefit.paths import user_path
 from jaxprefit.pretrained import Pretrained, load_pretrained, save_pretrained
 from jaxprefit.sentence_settings import MEAN_OF_TOKENS, SentenceSettings
 from jaxprefit.strategies import Strategy, make, trainable_and_total
 
 SHORTEST_SHARE = 16  # texts are padded to at least this part of the encoder's positions
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,14 +197,15 @@ def _vectors(config: EncoderConfig, pooling: str) -> Callable[[Mapping, Any, Any
 def load(path: str | os.PathLike) -> Model:
     """A model from a run's workdir (its newest step), a step's folder, a Hugging Face directory or a hub name.
 
-    Prints trainable and total parameter counts of a run. Raises UserError where nothing can be loaded.
+    Logs trainable and total parameter counts of a run. Raises UserError where nothing can be loaded.
     """
-    folder = checkpoints.find(pathlib.Path(path))
+    place = user_path(path)
+    folder = checkpoints.find(place)
     if folder is None:
         known = ("config.json", "modules.json", "adapter_config.json")
-        if pathlib.Path(path).is_dir() and not any((pathlib.Path(path) / name).is_file() for name in known):
+        if place.is_dir() and not any((place / name).is_file() for name in known):
             raise UserError(f"{path} is neither a run (it has no checkpoints/) nor an encoder (it has no config.json)")
-        weights = pathlib.Path(path) / "model.safetensors"
+        weights = place / "model.safetensors"
         if weights.with_name("summary.json").is_file() and not weights.is_file():
             raise UserError(f"{path} is a run without its checkpoints/; copy that folder back, or train again")
         start = load_pretrained(path)
@@ -218,7 +221,7 @@ def load(path: str | os.PathLike) -> Model:
         raise UserError(f"{folder}: its tokenizer cannot be read; copy the checkpoint again, whole") from e
     trainable, total = trainable_and_total(strategy.counts(saved.params))
     at = f"strategy {strategy.name}, step {saved.meta['step']}"
-    print(f"{folder}: {at}, {trainable:,} of {total:,} parameters trainable")
+    _log.info(f"{folder}: {at}, {trainable:,} of {total:,} parameters trainable")
     return Model(config, saved.params, tokenizer, strategy, saved.meta)
 
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
@@ -16,6 +17,7 @@ from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.data.mixture import Drawn
 from jaxprefit.distributed import Agreement, first
 from jaxprefit.errors import UserError
+from jaxprefit.files import write_text
 from jaxprefit.nonfinite import Watch
 from jaxprefit.preemption import Notice, Preempted
 from jaxprefit.profiling import Profile
@@ -61,6 +63,7 @@ def run(
     agreed, profiled = Agreement(mesh), Profile(workdir, start, cfg.profile)
     shown = TrainingProgress(cfg.steps, start, list(streams), first())
     with Notice() as notice, writer, shown as progress, profiled as profile:
+        undefined = Undefined()
         watch = Watch(workdir / "nonfinite", cfg.nonfinite, cfg.nonfinite_limit)
         pending: tuple[int, dict, dict[str, Drawn]] | None = None
 
@@ -74,6 +77,7 @@ def run(
                 with profile.part("metrics"):
                     values = {k: np.asarray(v) for k, v in jax.device_get(dict(metrics)).items()}
                     bad = watch.bad(number, values, {name: d.batch for name, d in drawn.items()})
+                    undefined.tell(number, values)
                     line = writer.write(number, values, drawn, bad)
                 if not bad:
                     progress.update(number, line)
@@ -131,10 +135,7 @@ class MetricsWriter:
         self.file: TextIO | None = None
         if not first():
             return
-        kept = lines_up_to(path, start)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        write_text(path, "".join(lines_up_to(path, start)))
         self.file = path.open("a")
 
     def __enter__(self) -> "MetricsWriter":
@@ -152,7 +153,8 @@ class MetricsWriter:
         now = time.perf_counter()
         seconds, self.clock = now - self.clock, now
         tokens = {k: int(v) for k, v in values.items() if k.startswith("tokens/")}
-        found = tokens | {"skipped": [*skipped]} if skipped else {k: v.tolist() for k, v in values.items()}
+        found = {k: None if _undefined(k, v) else v.tolist() for k, v in values.items()}
+        found = tokens | {"skipped": [*skipped]} if skipped else found
         line: dict[str, Any] = {"step": number, **dict(sorted(found.items()))}
         line |= {f"examples/{name}": d.examples for name, d in drawn.items()}
         line |= {f"useful/{name}": round(d.useful, 4) for name, d in drawn.items()}
@@ -169,9 +171,45 @@ class MetricsWriter:
             os.fsync(self.file.fileno())
 
 
+class Undefined:
+    """Tells once, for each family, of a batch whose accuracy is undefined."""
+
+    def __init__(self) -> None:
+        self.families: set[str] = set()
+
+    def tell(self, number: int, values: Mapping[str, np.ndarray]) -> None:
+        """Looks at the metrics of step `number`."""
+        names = {key.partition("/")[2] for key, value in values.items() if _undefined(key, value)} - self.families
+        self.families |= names
+        for name in sorted(names) if first() else ():
+            print(
+                f"step {number}: no pair of the batch of {name} has a negative, so that its loss is 0, it teaches "
+                f"nothing, and its accuracy is undefined; take more data.{name}.rows, or look whether the texts of the "
+                "source are all alike as cut. Later such batches are not told",
+                file=sys.stderr,
+            )
+
+
+def _undefined(key: str, value: np.ndarray) -> bool:
+    return key.startswith("accuracy/") and bool(np.isnan(value))
+
+
 def skipped_steps(path: pathlib.Path) -> int:
     """How many steps of a whole metrics.jsonl were skipped; 0 where there is no such file."""
     return sum('"skipped"' in line for line in path.read_text().splitlines()) if path.exists() else 0
+
+
+def require_a_step(step: int, path: pathlib.Path) -> None:
+    """Raises UserError where a run that ended at `step` with the metrics.jsonl at `path` has changed no parameter."""
+    if not step:
+        raise UserError(
+            "no step was done: a source has less than a batch (data.*.exhaustion=stop); take fewer data.*.rows"
+        )
+    if skipped_steps(path) >= step:
+        raise UserError(
+            f"no step was done: all {step} were skipped, since a loss or gradient was not finite; lower the learning "
+            f"rate or look at the batches in {path.with_name('nonfinite')}"
+        )
 
 
 def lines_up_to(path: pathlib.Path, step: int) -> list[str]:

@@ -6,7 +6,7 @@ Frozen groups hold no moments.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ from jaxprefit.strategies import Strategy
 
 Flat = dict[str, jax.Array]
 """Parameters or gradients by slash-joined path."""
+CLIPS = ("auto", "families", "combined")
+"""What is clipped: each family's gradients before they are combined, or the combined update (`combined_factors`). See
+`OptimizerConfig.clipped`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,17 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
-    clip_norm: float = 1.0  # per family, over all that family touches, before gradients are combined
+    clip: str = "auto"  # one of CLIPS
+    clip_norm: float = 1.0
+
+    def clipped(self, reads_gram: bool) -> str:
+        """'families' or 'combined', for an aggregator that reads the Gram matrix or one that does not.
+
+        By itself 'combined' where it is read, since families clipped to one norm leave nothing to weigh (`surgery`),
+        and else 'families', which gives each an equal say whatever the scale of its loss
+        (experiments/results/clipping.md).
+        """
+        return self.clip if self.clip != "auto" else "combined" if reads_gram else "families"
 
 
 def schedule(group: str, cfg: OptimizerConfig) -> optax.Schedule:
@@ -64,6 +77,20 @@ def clip(grads: Flat, max_norm: float) -> tuple[Flat, jax.Array, jax.Array]:
     norm = optax.global_norm(grads)
     factor = jnp.minimum(1.0, max_norm / jnp.maximum(norm, 1e-12))
     return {path: g * factor for path, g in grads.items()}, norm, factor
+
+
+def combined_factors(combined: Flat, gradients: Mapping[str, Collection[str]], max_norm: float) -> dict[str, jax.Array]:
+    """Path -> the factor (float32 scalar) that clips the combined update there to at most `max_norm`.
+
+    `gradients` names the paths that each family of the step has gradients of. Parameters moved by the same set of
+    families are clipped together: the shared ones by one norm, and what a family alone touches by another. So one
+    family's outlier does not shorten the step of parameters that it must not touch, and a family that trains alone is
+    clipped over all that it touches, as in `clip`.
+    """
+    sets: dict[tuple[str, ...], Flat] = {}
+    for path, g in combined.items():
+        sets.setdefault(tuple(name for name, paths in gradients.items() if path in paths), {})[path] = g
+    return {path: factor for part in sets.values() for factor in [clip(part, max_norm)[2]] for path in part}
 
 
 def apply_gradients(

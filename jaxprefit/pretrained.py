@@ -29,6 +29,7 @@ from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError, one_line
 from jaxprefit.files import read_given_json
 from jaxprefit.parameter_names import names_in_files, transposed, tree_shapes
+from jaxprefit.paths import user_path
 from jaxprefit.sentence_settings import (
     MEAN_OF_TOKENS,
     SentenceSettings,
@@ -115,7 +116,7 @@ def save_pretrained(
 ) -> None:
     """Writes what transformers reads, and where `sentence` is not the default what sentence-transformers does; all of
     the files or none."""
-    path = pathlib.Path(path)
+    path = user_path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty directory; choose another path to export to")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def too_large(sizes: Mapping[str, int]) -> list[str]:
 
 
 def _resolve(path: str | os.PathLike) -> pathlib.Path:
-    folder = pathlib.Path(path)
+    folder = user_path(path)
     if folder.is_dir():
         if (folder / "checkpoints").is_dir() or any((p / "meta").is_dir() for p in (folder, *folder.glob("[0-9]*"))):
             raise UserError(

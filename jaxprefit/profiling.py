@@ -19,6 +19,7 @@ import jax
 
 from jaxprefit.distributed import first
 from jaxprefit.files import write_text
+from jaxprefit.terminal import printable
 
 WARM_UP = 3  # steps before the profile: the first compiles
 LONGEST = 25  # operations listed
@@ -87,7 +88,7 @@ class Profile:
         if self.done:
             text = summary(self.first + 1, self.done, seconds, self.clocks, newest_trace(self.workdir / "profile"))
             write_text(self.workdir / "profile.txt", text)
-            print(f"profile: {self.workdir / 'profile.txt'}, and {self.workdir / 'profile'} for TensorBoard")
+            print(printable(f"profile: {self.workdir / 'profile.txt'}, and {self.workdir / 'profile'} for TensorBoard"))
 
 
 def newest_trace(folder: pathlib.Path) -> dict[str, Any]:

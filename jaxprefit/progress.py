@@ -10,6 +10,8 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from jaxprefit.terminal import printable, text_column
+
 QUIET_SECONDS = 30  # between lines where there is no terminal
 
 
@@ -23,7 +25,7 @@ class TrainingProgress:
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed}/{task.total}"),
             rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.fields[text]}"),
+            text_column("{task.fields[text]}"),
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("ETA"),
             rich.progress.TimeRemainingColumn(),
@@ -66,7 +68,7 @@ class GridProgress:
         self.bar = rich.progress.Progress(
             rich.progress.TextColumn("cell {task.completed}/{task.total}"),
             rich.progress.BarColumn(),
-            rich.progress.TextColumn("{task.fields[text]}"),
+            text_column("{task.fields[text]}"),
             rich.progress.TimeElapsedColumn(),
             rich.progress.TextColumn("ETA {task.fields[eta]}"),
             console=console,
@@ -86,7 +88,7 @@ class GridProgress:
         """While an encoder is trained, whose own progress is shown instead."""
         self.bar.stop()  # a terminal shows one bar at a time
         place = f"encoder {self.trained + 1}/{self.trainings}, cell {self.done}/{self.cells}"
-        print(f"{place}  {name}  ETA {self.eta()}", file=sys.stderr, flush=True)
+        print(printable(f"{place}  {name}  ETA {self.eta()}"), file=sys.stderr, flush=True)
         began = time.perf_counter()
         try:
             yield
@@ -102,7 +104,7 @@ class GridProgress:
 
     def step(self, number: int) -> None:
         """After a step of the cells under way."""
-        self.bar.update(self.task, text=f"{self.name} step {number}/{self.steps}")
+        self.bar.update(self.task, text=printable(f"{self.name} step {number}/{self.steps}"))
 
     def end(self) -> None:
         """The cells under way are finished, or have failed."""
@@ -110,7 +112,8 @@ class GridProgress:
         self.skip(self.together)
         now = time.perf_counter()
         if self.bar.disable and now - self.shown > QUIET_SECONDS:
-            print(f"cell {self.done}/{self.cells}  {self.name}  ETA {self.eta()}", file=sys.stderr, flush=True)
+            line = f"cell {self.done}/{self.cells}  {self.name}  ETA {self.eta()}"
+            print(printable(line), file=sys.stderr, flush=True)
             self.shown = now
 
     def skip(self, cells: int) -> None:

@@ -1,10 +1,12 @@
 """The train state, per-family gradients, and the one jitted step.
 
-    per-family loss -> per-family clipped gradients -> Gram matrices per block -> weights -> combined update
+    per-family loss -> per-family gradients -> Gram matrices per block -> weights -> combined update -> clipped
 
-Each family has its own batch, so keeping the families' gradients apart costs no extra arithmetic.
+Each family has its own batch, so keeping the families' gradients apart costs no extra arithmetic. With weights that do
+not come from Gram matrices each family's gradients are clipped instead, before they are weighed (`optimizer.clip`).
 """
 
+import math
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
@@ -45,7 +47,7 @@ class Setup(NamedTuple):
     encoder: Encoder
     families: Mapping[str, Objective]  # those the strategy trains
     strategy: Strategy
-    weights: Mapping[str, float]  # static weight per family, on its clipped gradient
+    weights: Mapping[str, float]  # static weight per family, on its gradient
     lora_dropout: float = 0.0
     stopped: Mapping[str, Collection[str]] = MappingProxyType({})  # family -> blocks (`gram.by_layer`) it does not move
     parts: Mapping[str, int] = MappingProxyType({})  # family -> micro-batches that its gradient is accumulated over
@@ -164,33 +166,50 @@ def family_gradients(
     return accumulated(cast(Family, setup.families[name]), gradients, batch, parts, key)
 
 
-def combine(
-    grads: Mapping[str, Mapping[str, jax.Array]],
-    losses: jax.Array,
-    aggregate: surgery.Aggregator,
-    state: Any,
-    present: Sequence[int],
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array], Any]:
-    """Families' gradients -> one per parameter, the Gram matrices [F, F] per layer over the shared ones, the weights
-    [F] per group of layers, and the aggregator's next state.
+Gradients = Mapping[str, Mapping[str, jax.Array]]
+"""Family -> path -> gradient."""
 
-    A parameter that a single family touches keeps that family's gradient. Shared ones get sum_i w_i g_i with the
-    weights of their group. `losses` [F] are the families' in `grads`, `present` their numbers among all families.
+
+def weigh(
+    grads: Gradients, losses: jax.Array, aggregate: surgery.Aggregator, state: Any, present: Sequence[int]
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], Any]:
+    """The Gram matrices [F, F] of families' gradients per layer over the shared parameters, the weights [F] per group
+    of layers, and the aggregator's next state; no matrices and no weights where nothing is shared.
+
+    `losses` [F] are those of the families in `grads`, `present` their numbers among all families.
     """
-    names = list(grads)
-    combined = {path: g for name in names for path, g in grads[name].items()}
-    if len(names) < 2:
-        return combined, {}, {}, state
-    # A list, not a set: sums taken in another order in another process would differ in their last bit.
-    shared = [path for path in combined if sum(path in grads[n] for n in names) > 1]
+    shared = _shared(grads)
     if not shared:
-        return combined, {}, {}, state
-    blocks = gram_lib.gram([{p: grads[n][p] for p in shared} for n in names], gram_lib.by_layer)
+        return {}, {}, state
+    blocks = gram_lib.gram([{p: g[p] for p in shared} for g in grads.values()], gram_lib.by_layer)
     weights, state = aggregate(gram_lib.regroup(blocks, aggregate.group), losses, state, present)
-    for path in shared:
-        mine = weights[aggregate.group(gram_lib.by_layer(path))]
-        combined[path] = sum(w * grads[n][path] for w, n in zip(mine, names))
-    return combined, blocks, weights, state
+    return blocks, weights, state
+
+
+def combine(grads: Gradients, weights: Mapping[str, jax.Array], aggregate: surgery.Aggregator) -> dict[str, jax.Array]:
+    """Families' gradients -> one per parameter: sum_i w_i g_i with the weights of its group (`weigh`) for a shared
+    one, the gradient of the one family that touches it for any other."""
+    combined = {path: g for of_family in grads.values() for path, g in of_family.items()}
+    for path in _shared(grads):
+        group_weights = weights[aggregate.group(gram_lib.by_layer(path))]
+        combined[path] = sum(w * g[path] for w, g in zip(group_weights, grads.values()))
+    return combined
+
+
+def _shared(grads: Gradients) -> list[str]:
+    """Paths that more than one family has a gradient of."""
+    # A list, not a set: sums taken in another order in another process would differ in their last bit.
+    paths = dict.fromkeys(path for of_family in grads.values() for path in of_family)
+    return [path for path in paths if sum(path in g for g in grads.values()) > 1]
+
+
+def _without(grads: Gradients, stopped: Mapping[str, Collection[str]]) -> Gradients:
+    """`grads` with zeros where a family's gradient is stopped (`Setup.stopped`)."""
+
+    def kept(name: str, path: str, g: jax.Array) -> jax.Array:
+        return jnp.zeros_like(g) if gram_lib.by_layer(path) in stopped.get(name, ()) else g
+
+    return {name: {path: kept(name, path, g) for path, g in of.items()} for name, of in grads.items()}
 
 
 def make_step(
@@ -212,6 +231,7 @@ def make_step(
     state is not donated then, and stands in memory twice for a moment. `shardings` are the state's, if not the same
     on every device.
     """
+    per_family = optimizer.clipped(aggregate.method.reads_gram) == "families"
 
     def step(state: TrainState, batches: Mapping[str, Mapping]) -> tuple[TrainState, dict[str, jax.Array]]:
         metrics: dict[str, jax.Array] = {}
@@ -221,28 +241,31 @@ def make_step(
         for name in (n for n in setup.families if n in batches):
             dropout_key = named_key(step_key, name)
             loss, extra, raw = family_gradients(setup, name, state.params, batches[name], dropout_key)
-            clipped, norm, factor = optim.clip(raw, optimizer.clip_norm)
-            # The static weight comes after clipping, which would cancel it.
+            clipped, norm, factor = optim.clip(raw, optimizer.clip_norm if per_family else math.inf)
+            # The static weight comes after the family's clipping, which would cancel it.
             weight = setup.weights.get(name, 1.0)
             grads[name] = {path: weight * g for path, g in clipped.items()}
-            # Stopped after clipping, so that the family's step elsewhere keeps its size.
-            for path in grads[name] if setup.stopped.get(name) else ():
-                if gram_lib.by_layer(path) in setup.stopped[name]:
-                    grads[name][path] = jnp.zeros_like(grads[name][path])
             factors[name], losses[name] = jnp.maximum(weight * factor, 1e-15), loss
             metrics |= {f"loss/{name}": loss, f"gradient_norm/{name}": norm}
             metrics |= {f"{metric}/{name}": value for metric, value in extra.items()}
             metrics[f"tokens/{name}"] = useful_tokens(batches[name])
         present = [i for i, name in enumerate(setup.families) if name in grads]
         at_hand = jnp.stack([*losses.values()]).astype(jnp.float32)
-        combined, blocks, weights, kept = combine(grads, at_hand, aggregate, state.surgery, present)
+        blocks, weights, kept = weigh(grads, at_hand, aggregate, state.surgery, present)
+        update = combine(grads, weights, aggregate)
+        scale = {} if per_family else optim.combined_factors(update, grads, optimizer.clip_norm)
+        if any(setup.stopped.get(name) for name in grads):
+            # Only now that weights and factors are known, so that the step elsewhere keeps its size.
+            update = combine(_without(grads, setup.stopped), weights, aggregate)
+        if scale:
+            update = {path: g * scale[path] for path, g in update.items()}
         if blocks and log_gram:
-            # Logged before clipping and weights, so that norms compare; the step works on what comes after them.
+            # Logged before any clipping and the static weights, so that norms compare.
             f = jnp.stack([factors[n] for n in grads])
             metrics |= {f"gram/{block}": m / (f[:, None] * f) for block, m in blocks.items()}
             metrics |= {f"weights/{group}": w for group, w in weights.items()}
         params, opt_state = optim.apply_gradients(
-            tx, setup.strategy, state.params, state.opt_state, combined, present=batches
+            tx, setup.strategy, state.params, state.opt_state, update, present=batches
         )
         return TrainState(state.step + 1, params, opt_state, kept), metrics
 

@@ -7,7 +7,13 @@ LOSSES = np.asarray([2.0, 0.5, 1.0, 4.0])
 STATES = {  # of four families; the first F are used
     "gradvac": {"targets": np.asarray([[0, 0.2, 0.4, 0], [-0.1, 0, 0.3, 0], [0.1, 0.2, 0, 0], [0, 0, 0, 0]])},
     "uncertainty": {"log_variance": np.asarray([0.4, -0.2, 0.0, 1.0])},
-    "famo": {"logits": np.asarray([0.3, -0.3, 0.1, 0.0]), "previous": np.asarray([2.5, 0.4, 1.0, 5.0])},
+    "famo": {
+        "logits": np.asarray([0.3, -0.3, 0.1, 0.0]),
+        "previous": np.asarray([2.5, 0.4, 1.0, 5.0]),
+        "mean": np.asarray([0.02, -0.01, 0.0, 0.03]),
+        "square": np.asarray([1e-3, 2e-3, 1e-4, 1e-3]),
+        "count": np.asarray([4.0, 7.0, 4.0, 4.0]),
+    },
     "gradnorm": {"logits": np.asarray([0.2, 0.0, -0.1, 0.0]), "first": np.asarray([4.0, 0.5, 3.0, 4.0])},
 }
 
@@ -86,6 +92,33 @@ def slope(f, x: np.ndarray) -> np.ndarray:
     return scipy.optimize.approx_fprime(x, f, 1e-7)
 
 
+def adam(
+    x: np.ndarray, gradient: np.ndarray, mean: np.ndarray, square: np.ndarray, steps: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Algorithm 1 of arXiv 1412.6980 with rate 0.025: x, the mean and the square after the step of that number."""
+    mean = 0.9 * mean + 0.1 * gradient
+    square = 0.999 * square + 0.001 * gradient**2
+    unbiased = mean / (1 - 0.9**steps), square / (1 - 0.999**steps)
+    return x - 0.025 * unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8), mean, square
+
+
+def famo(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [T, F] and logits [T, F] of algorithm 1 of arXiv 2306.03792 on losses [T, F], of which row t is both the
+    loss after step t - 1 and the one before step t. Adam with weight decay 1e-3 in the gradient, as in torch."""
+    x, mean, square = np.zeros((3, losses.shape[1]))
+    weights, logits = [], []
+    for t, now in enumerate(losses):
+        if t:
+            z = np.exp(x) / np.exp(x).sum()
+            jacobian = np.diag(z) - np.outer(z, z)
+            gradient = jacobian @ (np.log(losses[t - 1]) - np.log(now)) + 1e-3 * x
+            x, mean, square = adam(x, gradient, mean, square, np.asarray(float(t)))
+        z = np.exp(x) / np.exp(x).sum()
+        weights.append(z / now / np.sum(z / now))
+        logits.append(x)
+    return np.asarray(weights), np.asarray(logits)
+
+
 def learned(name: str, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(weights, the learned numbers after the step) of a method with losses, from STATES."""
     n, s = len(g), state(name, len(g))
@@ -99,7 +132,8 @@ def learned(name: str, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.exp(-x) / 2, x - 0.025 * slope(lambda x: np.sum(np.exp(-x) * losses + x) / 2, x)
     if name == "famo":
         x, change = s["logits"], np.log(s["previous"]) - np.log(losses)
-        x = x - 0.025 * (slope(lambda x: softmax(x) @ change, x) + 1e-3 * x)
+        gradient = slope(lambda x: softmax(x) @ change, x) + 1e-3 * x
+        x = adam(x, gradient, s["mean"], s["square"], s["count"] + 1)[0]
         return softmax(x) / losses / np.sum(softmax(x) / losses), x
     assert name == "gradnorm"
     x, left = s["logits"], losses / s["first"]

@@ -48,7 +48,7 @@ def test_names_of_a_mapping_file_come_before_the_rule(tmp_path: Path) -> None:
     "content, message",
     [
         ({"CHEBBI": "x"}, "'CHEBBI' is not an entity type of source 'craft'; did you mean 'CHEBI'?"),
-        ({"x": "x"}, "'x' is not an entity type of source 'craft'; it has CHEBI, SO"),
+        ({"x": "x"}, "'x' is not an entity type of source 'craft'; it has 'CHEBI', 'SO'"),
         ({"SO": " "}, "the name of 'SO' is \" \"; it must be a text"),
         ({"SO": 3}, "the name of 'SO' is 3; it must be a text"),
         (["SO"], "must hold one JSON object"),

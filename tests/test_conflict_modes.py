@@ -211,7 +211,7 @@ def test_only_weights_that_ignore_the_gram_matrix_are_ablated(naive: Path, cache
             for _ in range(3):
                 w, state = method.weights(gram, jnp.asarray([1.0, 2.0]), state)
             weights.append(np.asarray(w))
-        assert np.array_equal(*weights) == (name in conflict_ablate.UNMOVED), name
+        assert np.array_equal(*weights) == (not surgery.METHODS[name].reads_gram), name
     model = jaxprefit.load(naive)
     model.meta["config"]["aggregator"] = "pcgrad"
     with pytest.raises(UserError, match="aggregator 'pcgrad'.*aggregator=sum"):

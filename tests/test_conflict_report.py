@@ -23,6 +23,7 @@ PROBE: dict[str, Any] = {
     "batch_tokens": {"ner": 512, "tc": 1024},
     "examples": {"ner": 320, "tc": 640},
     "rows": {"ner": 10_000, "tc": 100},
+    "repeated": ["tc"],
     "seed": 0,
     "transfer": {
         "gradient": [
@@ -81,22 +82,35 @@ def test_layers_are_ordered_by_number(result: dict[str, Any]) -> None:
     assert list(blocks["kind"]) == ["embeddings", *KINDS, "norm"]
 
 
-def test_where_the_verdict_is_undecided_no_corrected_number_stands(result: dict[str, Any]) -> None:
+def test_a_number_stands_beside_its_interval_decided_or_not(result: dict[str, Any]) -> None:
     for blocks in result["probe"]["pairs"][0]["blocks"].values():
         column = {row[0]: row[4] for row in report.rows(blocks)}
         for name, block in blocks.items():
             if block["corrected_cosine"] is None:
                 assert column[name] == "refused", name
             else:
-                number = column[name].partition(" [")[0]
-                assert number == "undecided" or (block["verdict"] != "undecided" and number[0] in "+-"), name
-                assert column[name].endswith(report.bounds(block["corrected_interval"], 2)), name
+                interval = report.bounds(block["corrected_interval"], 2)
+                near = ", near refusal" if block["near_refusal"] else ""
+                assert column[name] == f"{block['corrected_cosine']:+.2f} {interval}{near}", name
     layers = by_layer(result)
     assert layers["layer_9"]["verdict"] == "conflict" and layers["layer_3"]["verdict"] == "agreement"
     column = {row[0]: row[4] for row in report.rows(layers)}
     assert column["layer_9"].startswith("-0.") and column["layer_3"].startswith("+0.")
     zero = report.rows({"zero": result["probe"]["pairs"][0]["blocks"]["module"]["layer_10/key"]})[0]
     assert zero == ["zero", "- ", "- / -", "undecided", "refused", "-", "-"]
+
+
+def test_verdicts_on_rows_drawn_twice_say_so(grams: dict[str, Grams]) -> None:
+    for repeated, says in ((("tc",), "conflict (rows drawn)"), ((), "conflict")):
+        counts = {"batch_tokens": PROBE["batch_tokens"], "examples": PROBE["examples"], "rows": PROBE["rows"]}
+        probe = {**PROBE, **counts, "repeated": [*repeated], "pairs": pairs(grams, ("ner", "tc"), None, repeated)}
+        found = report.content(RUN, {"probe": probe}, Path("nowhere/conflict.json"))
+        table = {row[0]: row[3] for row in report.rows(by_layer(found))}
+        assert table["layer_9"] == says and "undecided" in table.values()
+        sentence = "of the gradient on the rows drawn, and void for other rows"
+        assert (sentence in report.explain(found)) == ("on the rows drawn" in words.verdict(found)[0]) == bool(repeated)
+        text = "".join(dict(page.sections(found))["Per layer"])
+        assert says in text and ("rows drawn" in text) == bool(repeated)
 
 
 def test_contributions_add_up_to_the_whole_cosine(result: dict[str, Any]) -> None:
@@ -150,6 +164,7 @@ def test_verdict_prints_no_cosine_without_interval(result: dict[str, Any]) -> No
     whole |= {"verdict": "undecided", "batches_for_sign": 527568.0, "batches_for_sought": 900.0}
     text = words.verdict(decided)[0]
     assert "to see a cosine of 0.1 takes about 900 batches" in text and "527,568" not in text
+    assert "noise-corrected cosine -0.50 [-0.60, -0.40]" in text
     del whole["batches_for_sought"]  # an older report
     assert "batches a family" not in words.verdict(decided)[0]
 
@@ -254,9 +269,9 @@ def test_sections_gather_in_one_file(result: dict[str, Any], tmp_path: Path) -> 
 # Steps
 
 
-def test_transfer_is_a_number_only_where_it_is_decided(result: dict[str, Any]) -> None:
+def test_transfer_says_where_it_is_undecided(result: dict[str, Any]) -> None:
     text = "".join(dict(page.sections(result))["What a step does to other families"])
-    assert "undecided [-0.10, +1.10]" in text and "-0.50 [-0.60, -0.40]" in text
+    assert "<td>+0.50 [-0.10, +1.10], undecided</td>" in text and "<td>-0.50 [-0.60, -0.40]</td>" in text
 
 
 def test_affinity_and_curvature_are_shown_with_intervals() -> None:
@@ -265,7 +280,7 @@ def test_affinity_and_curvature_are_shown_with_intervals() -> None:
     shown = {"steps": 4, "held_out_batches": {"ner": 3, "tc": 2}, "learning_rate": 5e-5}
     shown |= {"measured": matrix, "first_order": matrix, "second_order": matrix}
     text = "".join(page_steps.affinity(shown, ["ner", "tc"]))
-    assert "+0.2000 [+0.1000, +0.3000]" in text and "undecided [-0.1000, +0.5000]" in text
+    assert "+0.2000 [+0.1000, +0.3000]" in text and "+0.2000 [-0.1000, +0.5000], undecided" in text
     assert "3 held-out batches of ner" in text and "4 Adam-scaled steps" in text
     triad = {"families": ["ner", "tc"], "conflict": True, "curvature": None, "step": False, "flag": False}
     bent = {"steps": 4, "along_update": {"ner": entry, "tc": vague}, "joint": entry, "lipschitz": entry}

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class Trained(NamedTuple):
     workdir: Path
     start: dict[str, np.ndarray]  # its parameters before the first step, by path
     model: jaxprefit.Model
-    printed: str  # by the run, then by load
+    printed: str  # by the run, then logged by load
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +62,13 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     def make(strategy: str) -> Trained:
         config, printed = run.config(cache, {"strategy": strategy}), io.StringIO()
         start = jax.tree.map(np.asarray, wiring.make_run(config, folder / strategy).params)
+        handler, log = logging.StreamHandler(printed), logging.getLogger("jaxprefit")
+        log.setLevel(logging.INFO)
+        log.addHandler(handler)
         with contextlib.redirect_stdout(printed):
             prefinetune.run(config, folder / strategy)
             model = jaxprefit.load(folder / strategy)
+        log.removeHandler(handler)
         return Trained(folder / strategy, flatten_dict(start, sep="/"), model, printed.getvalue())
 
     return make

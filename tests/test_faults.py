@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import run
 
+from experiments import prefinetune
 from jaxprefit import checkpoints, checksums, loop, nonfinite
 from jaxprefit.checkpoints import Checkpoints
 from jaxprefit.data.mixture import Drawn
@@ -247,6 +249,41 @@ def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
     skip: Any = {"nonfinite": "skip", "nonfinite_limit": 3}
     with pytest.raises(UserError, match="^step 6: .* 3 steps in a row .run.nonfinite_limit.; "):
         train(tmp_path, falling_out(1, 2, 4, 5, 6), steps=9, **skip)
+
+
+def test_a_run_without_a_step_fails(tmp_path: Path) -> None:
+    skip: Any = {"nonfinite": "skip", "nonfinite_limit": 9}
+    train(tmp_path, falling_out(1, 2, 3, 4), steps=4, **skip)
+    with pytest.raises(
+        UserError, match="^no step was done: all 4 were skipped, since a loss or gradient was not finite"
+    ):
+        loop.require_a_step(4, tmp_path / "metrics.jsonl")
+    (tmp_path / "other").mkdir()
+    train(tmp_path / "other", falling_out(1, 2, 4), steps=4, **skip)
+    loop.require_a_step(4, tmp_path / "other" / "metrics.jsonl")
+    with pytest.raises(UserError, match="^no step was done: a source has less than a batch"):
+        loop.require_a_step(0, tmp_path / "none.jsonl")
+
+
+def test_prefinetune_fails_where_no_step_was_done(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    stop = {f"data.{family}.exhaustion": "stop" for family in ("ner", "tc")}
+    few = {
+        "data.ner.sources": ("generated:ner?rows=9",),
+        "data.tc.sources": ("generated:pairs?rows=9",),
+        "data.held_out": 0,
+    }
+    with pytest.raises(UserError, match="no step was done: a source has less than a batch"):
+        prefinetune.run(run.config(cache, {**stop, **few, "data.tc.rows": 64, "data.ner.rows": 64}), tmp_path / "stop")
+    zero = {
+        "data.tc.temperature": 1e-50,
+        "strategy": "individual_tc",
+    }  # 0 in float32, by which similarities are divided
+    bad = run.config(cache, {"run.nonfinite": "skip", "optimizer.steps": 2, **zero})
+    for _ in range(2):  # also where all steps are there
+        with pytest.raises(UserError, match="no step was done: all 2 were skipped"):
+            prefinetune.run(bad, tmp_path / "skip")
+    assert not (tmp_path / "skip" / "summary.json").exists()
 
 
 def test_no_more_batches_are_kept_than_tell_something(tmp_path: Path) -> None:

@@ -74,16 +74,16 @@ def test_tags_are_valid_iob2(text: str, spans: list[tuple[str, str]]) -> None:
     assert "".join(record["tokens"]) == "".join(text.split())
 
 
-def test_a_dataset_like_nuner(datasets: Any, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_dataset_like_nuner(datasets: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "jaxprefit")
     folder = tmp_path / "nuner"
     folder.mkdir()
     table = [{"input": text, "output": spans} for text, spans in NUNER]
     datasets.Dataset.from_list(table).to_csv(folder / "train.csv")
-    capsys.readouterr()
     source = prepare("hub:nuner?format=spans&tokens=input&tags=output", "ner", str(tmp_path), str(tmp_path / "cache"))
     assert [r["tokens"][0] for r in rows(source)] == ["Ada", "London", "Nothing"]
     assert source.types == ("city", "person") and source.dropped == 1
-    out = capsys.readouterr().out
+    out = " ".join(caplog.messages)
     assert "1 entities whose text does not stand" in out and "1 rows" in out
 
 

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from jaxprefit.conflict.describe import describe, transfer_matrix, verdicts
 from jaxprefit.conflict.gram import GROUPINGS, regroup
-from jaxprefit.conflict.probe import GROUPS, Grams, mix, probe
+from jaxprefit.conflict.noise import corrected_cosine, near_refusal, p_conflict
+from jaxprefit.conflict.probe import GROUPS, Grams, check_independent, mix, probe
 from jaxprefit.conflict.products import expected
+from jaxprefit.data.packing import Layout, pack
+from jaxprefit.errors import UserError
 
 TENSORS = {
     "layer_0/query/kernel": "backbone/layer_0/query/kernel",
@@ -119,9 +122,86 @@ def test_verdicts_are_adjusted_over_blocks() -> None:
     blocks = {f"layer_{n}": {"p_conflict": p} for n, p in enumerate((0.001, 0.02, 0.04, 0.5, 0.9999, None))}
     found = verdicts(blocks)
     assert [b["verdict"] for b in found.values()] == ["conflict", *["undecided"] * 3, "agreement", "undecided"]
-    assert found["layer_1"]["p_holm"] == [0.08, 1.0] and found["layer_5"]["p_holm"] == [None, None]
-    alone = verdicts({"whole": blocks["layer_2"]})
-    assert alone["whole"]["verdict"] == "conflict", "one block needs no adjustment"
+    # Two-sided: of five blocks the second smallest of these is third, so that three are left.
+    assert found["layer_1"]["p_holm"] == [pytest.approx(2 * 3 * 0.02), 1.0]
+    assert found["layer_4"]["p_holm"] == [1.0, pytest.approx(2 * 5 * 0.0001)]
+    assert found["layer_5"]["p_holm"] == [None, None]
+    alone = verdicts({"whole": blocks["layer_1"]})
+    assert alone["whole"]["verdict"] == "conflict", "one block needs no adjustment for others"
+    assert verdicts({"whole": blocks["layer_2"]})["whole"]["verdict"] == "undecided", "either sign would do"
+
+
+@pytest.mark.parametrize("blocks", [1, 7])
+def test_without_any_relation_a_grouping_has_a_verdict_in_one_case_of_twenty(blocks: int) -> None:
+    """Of either sign, at most: by p-values as they are under the null, and by a probe's."""
+    rng, number = np.random.default_rng(0), 4_000
+    error = 3 * np.sqrt(0.05 * 0.95 / number)
+    uniform = rng.uniform(size=(number, blocks))
+    k = simulated.groups(0.0, 1.0, 6, number * blocks, seed=0)
+    for p in (uniform, p_conflict(k, 0, 1).reshape(number, blocks)):
+        found = [verdicts({f"b{i}": {"p_conflict": float(x)} for i, x in enumerate(row)}) for row in p]
+        rate = np.mean([any(b["verdict"] != "undecided" for b in f.values()) for f in found])
+        assert rate < 0.05 + error
+    assert rate > 0.02, "and not by deciding nothing"
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), correlation=st.sampled_from([0.3, 0.6]))
+def test_noise_that_two_families_share_batch_by_batch_looks_like_agreement(seed: int, correlation: float) -> None:
+    """Why a probe on the same texts is refused: a true cosine of -0.1 comes out above it by far, each time."""
+    apart = simulated.batches(-0.1, 0.3, seed, dimensions=1000, rounds=6)
+    mean = np.zeros((2, 1000))
+    mean[:, :2] = simulated.expected(-0.1) * np.asarray([[1.0], [2.0]])
+    noise = apart - mean[:, None]
+    shared = np.sqrt(correlation) * noise[:, :1] + np.sqrt(1 - correlation) * noise
+    inner = [expected(simulated.from_batches(mean[:, None] + e).groups)[0, 1] for e in (noise, shared)]
+    assert inner[1] > 0 > -0.2, "the true inner product"
+    assert inner[1] > inner[0] + 0.3
+
+
+def packed(texts: list[list[int]], rows: int = 2) -> dict[str, np.ndarray]:
+    """A batch of texts, as a family's `collate` packs it."""
+    layout = Layout.of(rows, 16)
+    placed, packing = pack([[len(t)] for t in texts], layout)
+    assert len(placed) == len(texts)
+    return {"input_ids": packing.lay([np.asarray(t) for t in texts]), "segments": packing.segments()}
+
+
+def texts_of(number: int, rng: np.random.Generator) -> list[list[int]]:
+    return [rng.integers(5, 1000, rng.integers(2, 7)).tolist() for _ in range(number)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), same=st.sampled_from(["order", "packing", "most"]))
+def test_families_on_the_same_texts_batch_by_batch_are_refused(seed: int, same: str) -> None:
+    rng = np.random.default_rng(seed)
+    first = [texts_of(4, rng) for _ in range(4)]
+    second = {
+        "order": first,
+        "packing": [t[::-1] for t in first],
+        "most": [[*t[:3], *texts_of(1, rng)] for t in first],
+    }[same]
+    batches = {"ner": iter([packed(t) for t in first]), "tc": iter([packed(t, 3) for t in second])}
+    with pytest.raises(UserError, match="'ner' and 'tc' are probed on the same texts"):
+        probe(lambda name, batch: {}, batches, list(TENSORS.values()), 2)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**31), rows=st.integers(8, 60))
+def test_families_that_draw_by_themselves_from_one_source_are_not_refused(seed: int, rows: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = [{str(i).encode() for i in rng.permutation(rows)[:8]} for _ in range(8)]
+    check_independent({"mlm": drawn[:4], "tc": drawn[4:]})
+
+
+def test_near_refusal_is_where_norms_are_hardly_resolved() -> None:
+    """Of a signal that half of the probes refuse the others are marked; of a strong one, none."""
+    faint, clear = (simulated.groups(-0.5, snr, 6, 400, seed=1) for snr in (0.05, 1.0))
+    refused = ~np.isfinite(corrected_cosine(faint, 0, 1).value)
+    assert 0.2 < refused.mean() < 0.95
+    marked = near_refusal(faint, 0, 1)
+    assert not (marked & refused).any() and marked[~refused].mean() > 0.6
+    assert not near_refusal(clear, 0, 1).any()
 
 
 def test_verdict_tells_conflict_from_nothing() -> None:

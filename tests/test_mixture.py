@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from golden.model_files import tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxprefit.data.builders import Prepared, Source, prepare
-from jaxprefit.data.mixture import Rows, held_out_batches, mixture, shares, split_held_out
+from jaxprefit.data.mixture import Rows, collate, held_out_batches, mixture, shares, split_held_out
 from jaxprefit.data.packing import Layout
 from jaxprefit.errors import UserError
 from jaxprefit.families import ClassificationFamily, Family, NerFamily
@@ -21,7 +23,14 @@ LOWER = tokenizer()
 # Three sources of pairs whose texts tell where they come from.
 
 SIZES = {"small": 20, "middle": 60, "large": 120}
+SHARES = dict.fromkeys(SIZES, 1 / 3)
 LAYOUT = Layout.of(8, 32)
+
+
+def record(name: str, row: int) -> dict[str, str]:
+    """Each of tokens that no other row has: the vocabulary has the letters, but not the numbers."""
+    number = f"{chr(97 + row // 26)} {chr(97 + row % 26)}"
+    return {"a": f"{name} {number}", "b": f"hello {name} {number}"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Prepared]:
     folder = tmp_path_factory.mktemp("pairs")
     made = {}
     for name, rows in SIZES.items():
-        lines = [json.dumps({"a": f"{name} {i}", "b": f"answer {name} {i}"}) + "\n" for i in range(rows)]
+        lines = [json.dumps(record(name, i)) + "\n" for i in range(rows)]
         (folder / f"{name}.jsonl").write_text("".join(lines))
         source = Source(name=name, kind="pairs", path=str(folder / f"{name}.jsonl"))
         made[name] = prepare(source, folder / "cache")
@@ -50,7 +59,7 @@ FAMILY = ClassificationFamily(LOWER, 24, 0.05)
 
 
 def key_of(name: str, row: int) -> int:
-    return FAMILY.encode_record({"a": f"{name} {row}", "b": ""}, name)["keys"][0]
+    return FAMILY.encode_record(record(name, row), name)["keys"][0]
 
 
 ORIGIN = {key_of(name, i): (name, i) for name, rows in SIZES.items() for i in range(rows)}
@@ -168,10 +177,9 @@ def test_a_source_needs_rows(everything: dict[str, Rows]) -> None:
 def test_held_out_rows_are_never_trained_on(everything: dict[str, Rows], parts: list[tuple[str, Rows]]) -> None:
     held_out = [(name, split_held_out(rows, 6)[1]) for name, rows in everything.items()]
     assert [len(part) for _, part in held_out] == [2, 6, 6]  # at most a tenth
-    for (_, train), (name, last) in zip(parts, held_out):
-        rows = everything[name]
-        assert [last[i] for i in range(len(last))] == [rows[i] for i in range(SIZES[name] - len(last), SIZES[name])]
-        assert len(train) + len(last) == SIZES[name]
+    for (_, train), (name, part) in zip(parts, held_out):
+        assert sorted([*train.numbers, *part.numbers]) == [*range(SIZES[name])]
+        assert [part[i] for i in range(len(part))] == [record(name, int(n)) for n in part.numbers]
     small = Layout.of(2, 32)
     batches = held_out_batches(FAMILY, held_out, small, seed=0)
     kept = [row for batch in batches for row in rows_of(batch)]
@@ -182,6 +190,98 @@ def test_held_out_rows_are_never_trained_on(everything: dict[str, Rows], parts: 
     # Where all rows together do not fill a batch, they are one.
     (only,) = held_out_batches(FAMILY, held_out, Layout.of(64, 32), seed=0)
     assert len(rows_of(only)) == 14
+
+
+@given(
+    data=st.data(), rows=st.integers(20, 400), held_out=st.integers(1, 60), seed=st.integers(0, 9), tail=st.booleans()
+)
+def test_held_out_rows_are_spread_over_the_file(data: Any, rows: int, held_out: int, seed: int, tail: bool) -> None:
+    """Of any stretch of a file, as of a label that the file is sorted by, the held-out rows have its share."""
+    numbers: Any = np.arange(rows) * 3 if tail else range(rows)
+    train, held = split_held_out(Rows(None, numbers), held_out, seed)  # type: ignore[arg-type]
+    number = min(held_out, rows // 10)
+    assert len(held) == number and sorted([*train.numbers, *held.numbers]) == list(numbers)
+    begin = data.draw(st.integers(0, rows - 1))
+    end = data.draw(st.integers(begin + 1, rows))
+    inside = np.isin(held.numbers, np.asarray(numbers)[begin:end]).sum()
+    assert abs(inside - number * (end - begin) / rows) < 2
+    again = split_held_out(Rows(None, numbers), held_out, seed)[1]  # type: ignore[arg-type]
+    assert again.numbers.tolist() == held.numbers.tolist()
+
+
+def test_held_out_rows_have_every_label_whether_a_file_is_sorted_or_takes_turns() -> None:
+    for labels in (["sad"] * 500 + ["glad"] * 500, ["sad", "glad"] * 500, (["sad"] * 9 + ["glad"]) * 100):
+        _, held = split_held_out(Rows(None, range(1000)), 100)  # type: ignore[arg-type]
+        found = [labels[i] for i in held.numbers].count("glad") / 100
+        share = labels.count("glad") / 1000
+        assert abs(found - share) < 4 * np.sqrt(share * (1 - share) / 100)
+
+
+def test_no_row_is_held_out_of_few_or_on_request(everything: dict[str, Rows]) -> None:
+    for rows, held_out in ((Rows(everything["small"].data, range(9)), 6), (everything["small"], 0)):
+        train, held = split_held_out(rows, held_out)
+        assert train is rows and len(held) == 0
+
+
+# Batches hold something
+
+
+TRIPLES = ClassificationFamily(LOWER, 32, 0.05, negatives=True)
+
+
+@pytest.mark.parametrize(
+    "family, layout",
+    [
+        (TRIPLES, Layout.of(2, 32)),
+        (TRIPLES, Layout.of(1, 64)),
+        (ClassificationFamily(LOWER, 32, 0.05), Layout(1, 32, 4)),
+    ],
+)
+def test_a_batch_that_may_be_too_small_for_one_example_is_refused(
+    family: Family, layout: Layout, parts: list[tuple[str, Rows]]
+) -> None:
+    for begin in (
+        lambda: mixture(family, parts, SHARES, layout, 0),
+        lambda: held_out_batches(family, parts, layout, 0),
+    ):
+        with pytest.raises(UserError) as error:
+            begin()
+        message = str(error.value)
+        assert f"data.tc.rows is {layout.rows}, row_length {layout.length} and max_length 32" in message
+        assert f"room for {layout.rows * layout.length // 32} texts" in message and "\n" not in message
+        assert f"up to {family.texts_per_example}" in message
+
+
+def test_long_triples_among_short_ones_are_all_trained_on(tmp_path: Path) -> None:
+    """With just the room that is asked for, no batch is empty and none waits for ever."""
+    rows = [{f: f"{f} {i % 7} " * (40 if i % 20 == 3 else 1) for f in ("a", "b", "negative")} for i in range(60)]
+    (tmp_path / "triples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = Source("triples", "pairs", str(tmp_path / "triples.jsonl"), columns=(("negative", "negative"),))
+    everything = Rows(made := prepare(source, tmp_path / "cache"), range(len(made)))
+    with contextlib.closing(mixture(TRIPLES, [("t", everything)], {"t": 1.0}, Layout.of(3, 32), 0)) as stream:
+        batches = list(itertools.islice(stream, 40))
+    assert all(d.batch["valid"].any() for d in batches)
+    long = sum((np.bincount(row, minlength=2)[1:] == 32).any() for d in batches for row in d.batch["segments"])
+    epochs = batches[-1].examples["t"] / 60
+    assert epochs > 2 and long >= 3 * 3 * (epochs - 1), "three texts of each of three long triples an epoch"
+
+
+def test_a_batch_without_any_example_is_an_error() -> None:
+    example = {"texts": (np.ones(40, np.int32),), "keys": (1,)}
+    with pytest.raises(UserError, match=r"a batch of tc is empty: an example with texts of 40 tokens does not fit"):
+        collate(FAMILY, [example], LAYOUT)
+
+
+def test_an_error_while_a_batch_is_made_ends_the_stream_that_is_read(parts: list[tuple[str, Rows]]) -> None:
+    class Longer(ClassificationFamily):
+        """Breaks the promise that a text has at most max_length tokens."""
+
+        def encode_record(self, record: Any, source: str) -> dict[str, Any]:
+            return {**super().encode_record(record, source), "texts": (np.ones(33, np.int32),) * 2}
+
+    empty = pytest.raises(UserError, match="a batch of tc is empty")
+    with contextlib.closing(mixture(Longer(LOWER, 16, 0.05), parts, SHARES, LAYOUT, 0)) as stream, empty:
+        next(stream)
 
 
 def test_batches_say_which_source_a_text_comes_from(tmp_path: Path) -> None:

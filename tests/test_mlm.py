@@ -18,6 +18,7 @@ from jaxprefit.data.vocabulary import SPECIAL, train_wordpiece
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families import MlmFamily
+from jaxprefit.families.mlm import inclusion
 from jaxprefit.pretrained import Pretrained
 
 TEXTS = [record["text"] for record in synthetic.text_records(400, seed=5)]
@@ -56,6 +57,46 @@ def test_the_share_of_predicted_tokens_is_the_one_asked_for(share: float) -> Non
     predicted = sum(len(d["positions"]) for _, d in drawn)
     # The number of a text varies by about a word's length around its mean.
     assert abs(predicted - share * tokens) < 5 * 1.5 * math.sqrt(len(drawn))
+
+
+@pytest.mark.parametrize("share", [0.15, 0.4])
+@pytest.mark.parametrize("sizes", [(1,) * 8 + (2, 6), (6, 6, 1, 1), (5,), (1,) * 9 + (3,)])
+def test_a_words_length_plays_no_part(share: float, sizes: tuple[int, ...]) -> None:
+    family, rng, times = make(mask_share=share), np.random.default_rng(0), 20_000
+    words = np.repeat(np.arange(len(sizes)), sizes)
+    chosen, tokens = np.zeros(len(sizes)), []
+    for _ in range(times):
+        drawn = family._choose(words, np.ones(len(sizes)), rng)
+        chosen[drawn] += 1
+        tokens.append(np.asarray(sizes)[drawn].sum())
+    # Each word is drawn with probability `share`, exactly; five standard errors.
+    assert np.abs(chosen / times - share).max() < 5 * math.sqrt(share * (1 - share) / times)
+    assert abs(np.mean(tokens) - share * sum(sizes)) < 5 * np.std(tokens) / math.sqrt(times)
+
+
+def test_a_words_length_plays_no_part_in_real_batches() -> None:
+    """Short texts, in which words of five tokens and more used to be masked a third as often as words of one."""
+    tokens: Counter[int] = Counter()
+    predicted: Counter[int] = Counter()
+    short = [" ".join(t.split()[:5]) for t in TEXTS]
+    for encoded, drawn in draws(make(), short, 10):
+        for at in spans(encoded["words"]):
+            tokens[min(len(at), 3)] += 1
+            predicted[min(len(at), 3)] += bool(np.isin(at[0], drawn["positions"]))
+    assert min(tokens.values()) > 2000
+    for size, n in tokens.items():
+        assert abs(predicted[size] / n - 0.15) < 5 * math.sqrt(0.15 * 0.85 / n), size
+
+
+def test_inclusion_is_in_proportion_to_the_weights_up_to_certainty() -> None:
+    weights, sizes = np.asarray([1.0, 2.0, 4.0, 1.0, 30.0]), np.asarray([1, 3, 1, 2, 2])
+    p = inclusion(weights, sizes, 0.4)
+    # 3.6 tokens: both of the last word, and 1.6 over weights times sizes of 13 for the rest.
+    np.testing.assert_allclose(p, [*(weights[:4] * 1.6 / 13), 1.0])
+    family, rng, counts = make(mask_share=0.4), np.random.default_rng(1), np.zeros(5)
+    for _ in range(20_000):
+        counts[family._choose(np.repeat(np.arange(5), sizes), weights, rng)] += 1
+    assert np.abs(counts / 20_000 - p).max() < 5 * 0.5 / math.sqrt(20_000)
 
 
 def test_words_are_whole_and_all_of_one_fate_but_random_tokens() -> None:

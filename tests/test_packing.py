@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprefit.data.packing import Layout, pack
+from jaxprefit.data.packing import Layout, pack, packed
 from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone, mean_pool, pool_segments
 
 CONFIG = EncoderConfig(50, 16, 2, 2, 32, max_positions=12)
@@ -38,6 +38,22 @@ def test_texts_are_laid_out_whole_and_apart(sizes: list[list[int]], rows: int, l
     free = (segments.max(1, initial=0) < layout.per_row) & (room > 0)
     for example in left_out:  # nothing was left out that would still fit as its only text
         assert len(example) > 1 or not (free & (room >= example[0])).any()
+
+
+@given(st.data(), st.integers(1, 5), st.sampled_from([20, 32, 48]), st.integers(4, 20))
+def test_as_many_texts_as_there_is_room_for_fit_whatever_their_sizes(
+    data: st.DataObject, rows: int, length: int, longest: int
+) -> None:
+    layout = Layout.of(rows, length)
+    room = layout.room(longest)
+    sizes = data.draw(st.lists(st.integers(1, longest), min_size=room, max_size=room))
+    assert pack([sizes], layout)[0] == [0]
+    assert pack([[longest] * (room + 1)], layout)[0] == []
+
+
+def test_a_text_longer_than_a_row_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a text of 33 tokens fits no row of 32"):
+        next(packed([4, 33], Layout.of(8, 32)))
 
 
 def test_best_fit_fills_rows() -> None:

@@ -374,7 +374,8 @@ def test_a_mutated_file_gives_valid_records_or_user_error(
         assert re.fullmatch(re.escape(str(path)) + r"(:\d+)?: [^\n]*", str(error))
 
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+# A row equal to the heading a,b is refused.
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda t: t.strip().lower() not in "ab")
 
 
 @given(rows=st.lists(st.fixed_dictionaries({"a": texts, "b": texts}), min_size=1))

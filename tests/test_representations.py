@@ -310,13 +310,13 @@ def test_adapters_change_only_what_is_above_them(content: dict[str, Any]) -> Non
     assert found["start", "tp"][0] < 1 - 1e-6
 
 
-def test_undecided_differences_are_no_numbers(content: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_undecided_differences_say_so(content: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     wide = copy.deepcopy(content)
     band = wide["differences"][0]["texts"]["ner"]["effective_rank"]
     band.update(value=[0.5, 0.5], low=[-1.0, 0.25], high=[2.0, 0.75], verdict=["undecided", "higher"])
     column = representation_report.header(wide).index("effective rank ner")
     table = representation_report.rows(wide)
-    assert [row[column] for row in table[:2]] == ["undecided", "+0.500 [+0.250, +0.750]"]
+    assert [row[column] for row in table[:2]] == ["+0.500 [-1.000, +2.000], undecided", "+0.500 [+0.250, +0.750]"]
     assert len(table) == 4 * 2
     representation_report.print_tables(wide)
     out = " ".join(capsys.readouterr().out.split())

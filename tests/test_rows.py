@@ -10,7 +10,7 @@ import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import downstream
+from experiments import downstream, task_data
 from jaxprefit.data import sources
 from jaxprefit.downstream import rows
 from jaxprefit.errors import UserError
@@ -62,15 +62,15 @@ def test_development_rows_are_cut_from_training_rows(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("".join(lines))
     config = run.config(tmp_path / "cache", {"data.root": str(folder.parent), "downstream.split": "dev"})
-    train, dev = downstream.task_rows("own", "labelled", config, str(tmp_path / "cache"))
+    train, dev, _ = task_data.task_rows("own", "labelled", config, str(tmp_path / "cache"))
     texts = [{r[i]["text"] for i in range(len(r))} for r in (train, dev)]
     assert [len(t) for t in texts] == [36, 4] and not texts[0] & texts[1]
     assert train.fingerprint != dev.fingerprint
-    again = downstream.task_rows("own", "labelled", config, str(tmp_path / "cache"))
+    *again, _ = task_data.task_rows("own", "labelled", config, str(tmp_path / "cache"))
     assert [r.fingerprint for r in again] == [train.fingerprint, dev.fingerprint]
     # A file of development rows goes before; then no training row is left out.
     (folder / "dev.jsonl").write_text("".join(lines[:3]))
-    train, dev = downstream.task_rows("own", "labelled", config, str(tmp_path / "cache"))
+    train, dev, _ = task_data.task_rows("own", "labelled", config, str(tmp_path / "cache"))
     assert (len(train), len(dev)) == (40, 3)
     assert sources.has_development_rows("generated:labelled", "labelled", "")
     assert not sources.has_development_rows("tfds:ag_news_subset", "labelled", "")

@@ -55,8 +55,10 @@ def test_limit_is_a_default_that_the_text_overrides(root: str, cache: str) -> No
 def test_columns_by_heading(root: str, cache: str) -> None:
     Path(root).mkdir()
     Path(root, "pairs.csv").write_text("answer,my question\nfine,how are you\n")
-    source = prepare("pairs.csv?a=my+question&b=answer", "pairs", root, cache)
-    assert source[0] == {"a": "how are you", "b": "fine"}
+    for heading in ("my question", "my%20question", " my question"):
+        source = prepare(f"pairs.csv?a={heading}&b=answer", "pairs", root, cache)
+        assert source[0] == {"a": "how are you", "b": "fine"}
+    assert "did you mean 'my question'" in message("pairs.csv?a=my+question&b=answer", "pairs", root, cache)
 
 
 def test_format_scheme_and_columns_by_number(root: str, cache: str) -> None:
@@ -129,12 +131,13 @@ def test_text_from_several_columns(root: str, cache: str) -> None:
     assert "did you mean 'b'" in message("pairs?text=a,bb", "text", root, cache)
 
 
-def test_rows_without_text_are_dropped_and_counted(root: str, cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_text_are_dropped_and_counted(root: str, cache: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "jaxprefit")
     write_jsonl(Path(root, "tweets.jsonl"), [LABELLED[0], {"text": " ", "label": "odd"}, *LABELLED[1:]])
     assert "tweets.jsonl:2: 'text' is blank" in message("tweets.jsonl", "labelled", root, cache)
     source = prepare("tweets.jsonl?blank=skip", "labelled", root, cache)
     assert [source[i] for i in range(len(source))] == LABELLED and source.dropped == 1
-    assert capsys.readouterr().out == "source tweets.jsonl: 1 rows without text dropped, 6 kept\n"
+    assert caplog.messages == ["source tweets.jsonl: 1 rows without text dropped, 6 kept"]
     assert "blank is 'drop'; use refuse or skip" in message("tweets.jsonl?blank=drop", "labelled", root, cache)
     assert prepare("tweets.jsonl?blank=skip&limit=1", "labelled", root, cache).dropped == 0
 

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import run
+import scipy.stats
 from flax.traverse_util import flatten_dict
 from golden.formula import weights
 from golden.model_files import VOCABULARY, write_model
@@ -38,7 +39,7 @@ from experiments import (
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
-from jaxprefit.downstream.significance import crossed_bootstrap, holm, paired_bootstrap
+from jaxprefit.downstream.significance import holm, paired_bootstrap
 from jaxprefit.errors import UserError
 from jaxprefit.files import locked
 
@@ -511,20 +512,6 @@ def test_failures_are_told_and_do_not_stop_the_rest(
 # Statistics
 
 
-def test_crossed_bootstrap_of_known_cases() -> None:
-    constant = crossed_bootstrap(np.full((5, 2, 3), 0.25))
-    assert [constant.difference, constant.low, constant.high] == pytest.approx([0.25] * 3)
-    rng = np.random.default_rng(0)
-    tasks = rng.normal(0.5, 1, (40, 1, 1))
-    found = crossed_bootstrap(tasks)
-    spread = 1.96 * tasks.std() / np.sqrt(40)
-    assert found.difference == pytest.approx(tasks.mean())
-    assert found.low == pytest.approx(tasks.mean() - spread, abs=0.05)
-    assert found.high == pytest.approx(tasks.mean() + spread, abs=0.05)
-    seeds = crossed_bootstrap(np.broadcast_to(rng.normal(0, 1, (1, 1, 5)), (40, 1, 5)))
-    assert seeds.low < seeds.difference < seeds.high  # tasks that agree do not hide the spread of seeds
-
-
 def judged(gain: float, spread: float) -> Iterator[dict]:
     """The lines of made scores in which individual beats none by `gain`, give or take `spread`, on nine tasks."""
     rng = np.random.default_rng(0)
@@ -553,10 +540,39 @@ def test_claims_are_marked_by_the_statistics() -> None:
     ):
         (line,) = judged(gain, spread)
         assert line["claim"] == "individual > none" and line["verdict"] == expected, line
-    assert study_claims.verdict((-0.004, 0.01), -0.005, 0.01) == "holds"
-    assert study_claims.verdict((-0.006, 0.01), -0.005, 0.01) == "undecided"
-    assert study_claims.verdict((-0.02, -0.01), -0.005, 0.01) == "does not hold"
-    assert study_claims.verdict((0.09, 0.12), 0.084, 0.2) == "undecided"  # the test over tasks does not agree
+    assert study_claims.verdict(0.003, -0.005, 0.01) == "holds"
+    assert study_claims.verdict(-0.015, -0.005, 0.01) == "does not hold"
+    assert study_claims.verdict(0.1, 0.084, 0.2) == study_claims.verdict(0.1, 0.084, None) == "undecided"
+
+
+def test_a_claim_is_adjusted_over_those_about_its_family() -> None:
+    rng = np.random.default_rng(0)
+    measured = []
+    for family, claims in (("ner", study_claims.CLAIMS[:4]), ("tc", study_claims.CLAIMS[:2])):
+        entry = study_grid.Entry("a", "adapter", 0.1, "individual", family, (), {})
+        for claim in claims:
+            differences = {f"t{i}": rng.normal(0.01, 0.02, (1, 3)) for i in range(9)}
+            measured.append(study_claims.Measured(claim, entry, "none", differences))
+    lines = study_claims.judge(measured)
+    for family, number in (("ner", 4), ("tc", 2)):
+        mine = [line for line in lines if line["family"] == family]
+        first = min(mine, key=lambda line: line["p_value"])
+        assert first["p_holm"] == pytest.approx(min(1, number * first["p_value"]))
+        for m, line in zip([m for m in measured if m.entry.family == family], mine):
+            over = [d.mean() - m.claim.margin for d in m.differences.values()]
+            assert line["p_value"] == pytest.approx(scipy.stats.ttest_1samp(over, 0).pvalue, rel=1e-6)
+
+
+def test_nine_tasks_of_which_one_disagrees_can_decide() -> None:
+    gains = np.asarray([2.0, 1.5, 2.5, 3.0, 1.0, 2.0, 2.2, 1.8, -0.1])
+    line = study_claims.over_tasks(gains[:, None, None] / 100)
+    assert 5 * line["p_value"] < study_claims.LEVEL < 9 * scipy.stats.wilcoxon(gains).pvalue
+
+
+def test_one_task_and_seed_have_no_interval_and_decide_nothing() -> None:
+    line = study_claims.over_tasks(np.full((1, 1, 3), 0.02))
+    assert line == {"tasks": 1, "difference": pytest.approx(0.02), "interval": [None, None], "p_value": None}
+    assert study_tables.with_interval(line) == "+2.0"
 
 
 def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> None:

@@ -116,6 +116,36 @@ def test_aligned_gradients_have_equal_singular_values(families: int, seed: int) 
     np.testing.assert_allclose(weights("aligned_mtl", g), b.sum(0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("cosine", [-0.9, 0.0, 0.5, 0.99])
+def test_aligned_mtl_is_the_svds_at_every_ratio_of_lengths(cosine: float) -> None:
+    lengths = []
+    for ratio in 10.0 ** -np.arange(0, 6.25, 0.25):
+        g = np.asarray([[1.0, 0.0], [ratio * cosine, ratio * np.sqrt(1 - cosine**2)]])
+        expected = reference.direction("aligned_mtl", g)  # in float64
+        d = weights("aligned_mtl", g) @ g
+        assert np.linalg.norm(d - expected) < 1e-5 * np.linalg.norm(expected)
+        lengths.append(np.linalg.norm(d))
+    # Continuous: a ratio smaller by 10^(1/4) never changes the step's length by much more than that.
+    steps = np.asarray(lengths[1:]) / lengths[:-1]
+    assert (steps > 0.3).all() and (steps < 2).all()
+
+
+@property_of(20)
+def test_aligned_mtl_is_the_svds_for_gradients_of_any_lengths(families: int, seed: int) -> None:
+    g = gradients(families, seed) * 10.0 ** np.random.default_rng(seed).uniform(-5, 0, (families, 1))
+    expected = reference.direction("aligned_mtl", g)
+    assert np.linalg.norm(weights("aligned_mtl", g) @ g - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("families, rank", [(3, 2), (4, 2), (5, 2), (5, 4)])
+def test_aligned_mtl_leaves_out_what_is_not_in_the_gradients_span(families: int, rank: int) -> None:
+    rng = np.random.default_rng(0)
+    g = rng.normal(size=(families, rank)) @ rng.normal(size=(rank, 8))
+    u, s, v = np.linalg.svd(g, full_matrices=False)
+    expected = (s[rank - 1] * u[:, :rank] @ v[:rank]).sum(0)
+    np.testing.assert_allclose(weights("aligned_mtl", g) @ g, expected, atol=1e-4 * np.abs(g).max())
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=SEED, target=st.floats(-0.9, 0.9))
 def test_gradvac_reaches_its_target(seed: int, target: float) -> None:
@@ -156,6 +186,20 @@ def test_famo_turns_to_the_family_that_falls_slower() -> None:
     np.testing.assert_allclose(w, (z / [1.0, 1.9]) / (z / [1.0, 1.9]).sum(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("families", [2, 3])
+def test_famo_is_the_papers_algorithm_over_sixty_steps(families: int) -> None:
+    rng = np.random.default_rng(families)
+    rates = np.asarray([3e-2, 1e-3, 1e-2])[:families]  # the first family's loss falls fastest
+    losses = np.exp(-np.arange(60)[:, None] * rates + 0.1 * rng.normal(size=(60, families)))
+    weights, logits = reference.famo(losses)
+    state = METHODS["famo"].init(families)
+    for t, now in enumerate(losses):
+        w, state = compiled("famo")(jnp.eye(families), jnp.asarray(now, jnp.float32), state)
+        np.testing.assert_allclose(w, weights[t], rtol=1e-4)
+        np.testing.assert_allclose(state["logits"], logits[t], atol=1e-4)
+    assert np.ptp(state["logits"]) > 0.05, "a plain descent at this rate would hardly have moved"
+
+
 def test_gradnorm_lowers_a_large_gradient_and_helps_who_lags() -> None:
     _, large = learn("gradnorm", [[1.0, 1.0]], np.diag([9.0, 1.0]))
     assert large["logits"][0] < large["logits"][1]
@@ -193,6 +237,20 @@ def test_a_common_scale_changes_no_direction(name: str) -> None:
         np.testing.assert_allclose(other / np.linalg.norm(other), d / np.linalg.norm(d), atol=1e-4)
 
 
+# Gradients of one length
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if METHODS[n].reads_gram and n != "gradnorm"])
+def test_two_gradients_of_one_norm_give_the_direction_of_the_sum_and_others_do_not(name: str) -> None:
+    for cosine in (-0.9, -0.5, 0.0, 0.5, 0.9):
+        g = np.asarray([[1.0, 0.0], [cosine, np.sqrt(1 - cosine**2)]])
+        d = weights(name, g) @ g
+        np.testing.assert_allclose(d / np.linalg.norm(d), g.sum(0) / np.linalg.norm(g.sum(0)), atol=1e-3)
+    g = np.asarray([[1.0, 0.0], [-1.5, 1.5]])  # what clipping each of them takes away
+    d = weights(name, g) @ g
+    assert cosines(d, g.sum(0)[None])[0] < 0.99
+
+
 # Golden numbers: weights, then the learned numbers where there are any
 
 GRAMS = [
@@ -210,8 +268,8 @@ GOLDEN = {
         [1.172082, 0.959619, 0.868299, 0.183457, 0.022441, -0.105898],
     ),
     "famo": (
-        [0.311865, 0.688135, 0.297440, -0.297440],
-        [0.206438, 0.454755, 0.338807, 0.298085, -0.298453, 0.100365],
+        [0.311780, 0.688220, 0.296167, -0.298317],
+        [0.206182, 0.454808, 0.339009, 0.296509, -0.298670, 0.100630],
     ),
     "pcgrad": ([1.25, 2], [1.25, 2.8, 1.425]),
     "gradvac": ([1.206481, 2.353553], [1.206481, 3.391601, 2.276491]),

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
-from jaxprefit.downstream.significance import holm
+from jaxprefit.downstream.significance import holm, mean_difference
 
 LEVEL = 0.95
 PLAIN = "plain"
@@ -69,36 +68,10 @@ def variants(blocks: Mapping[str, tuple[str, ...]], families: Sequence[str], con
 def effect(plain: np.ndarray, changed: np.ndarray) -> dict[str, Any]:
     """What a change does to a family's held-out loss, from losses [seeds, batches] on the same batches.
 
-    `difference` is changed minus plain. Seeds and batches are crossed, both random: the variance of the mean is the
-    sum of what differs between seeds' means and between batches' means, which counts the noise of a single cell twice.
-    Each part has its own Student's t, and the half widths add in squares: with few seeds that keeps the level, where
-    one t with Satterthwaite's degrees of freedom does not.
-    With one seed the interval speaks of other batches only, with one batch of other seeds only; with one of each there
-    is none. `p_value` is one minus the level at which the interval would touch zero.
+    `difference` is changed minus plain, with `interval` and `p_value` as `significance.mean_difference` of seeds and
+    batches: with one seed the interval speaks of other batches only, with one batch of other seeds only.
     """
-    d = np.asarray(changed, np.float64) - np.asarray(plain, np.float64)
-    mean, parts = float(d.mean()), []
-    for axis in (0, 1):
-        n = d.shape[axis]
-        if n > 1:
-            parts.append((float(d.mean(1 - axis).var(ddof=1)) / n, n - 1))
-    found: dict[str, Any] = {"difference": mean, "interval": [None, None], "p_value": None}
-    if parts:
-        half = _half_width(parts, 1 - LEVEL)
-        found["interval"] = [mean - half, mean + half]
-        found["p_value"] = float(mean == 0)
-        if mean and any(v for v, _ in parts):
-            low, high = 1e-12, 1.0  # the width falls from high p to low
-            for _ in range(60):
-                middle = (low * high) ** 0.5
-                low, high = (middle, high) if _half_width(parts, middle) > abs(mean) else (low, middle)
-            found["p_value"] = high
-    return found
-
-
-def _half_width(parts: Sequence[tuple[float, int]], p: float) -> float:
-    """Of the interval at level 1 - p, from (variance, degrees of freedom) of each part."""
-    return float(np.sqrt(sum(scipy.stats.t.isf(p / 2, df) ** 2 * v for v, df in parts)))
+    return mean_difference(np.asarray(changed, np.float64) - np.asarray(plain, np.float64), level=LEVEL)
 
 
 def content(cells: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], order: Sequence[Variant]) -> list[dict]:
@@ -131,8 +104,8 @@ def content(cells: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], orde
 
 def _decide(effects: Sequence[dict[str, Any]]) -> None:
     """Adds `p_holm` and `verdict`."""
-    adjusted = holm({str(k): e["p_value"] for k, e in enumerate(effects) if e["p_value"] is not None})
+    adjusted = holm({str(k): e["p_value"] for k, e in enumerate(effects)})
     for k, e in enumerate(effects):
-        e["p_holm"] = adjusted.get(str(k))
+        e["p_holm"] = adjusted[str(k)]
         decided = e["p_holm"] is not None and e["p_holm"] < 1 - LEVEL
         e["verdict"] = ("lower" if e["difference"] < 0 else "higher") if decided else "undecided"

@@ -14,20 +14,35 @@ from jaxprefit.conflict.products import expected
 KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
 
 
+POPULATION, ROWS_DRAWN = "population", "rows drawn"
+"""What a block's intervals and verdict speak of."""
+
+
 def pairs(
-    blocks: Mapping[str, Grams], families: Sequence[str], preconditioned: Mapping[str, Grams] | None = None
+    blocks: Mapping[str, Grams],
+    families: Sequence[str],
+    preconditioned: Mapping[str, Grams] | None = None,
+    repeated: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Each pair of families with its blocks under every grouping, from the probe's finest blocks; and the same by layer
-    and in all between preconditioned gradients, where given."""
+    and in all between preconditioned gradients, where given.
+
+    `repeated` are the families of which rows were drawn more than once: their batches share noise, so that intervals
+    and verdicts are of the gradient on the rows drawn (`scope`), not of that on the population.
+    """
     out = []
     for i, j in itertools.combinations(range(len(families)), 2):
-        adam = groupings(preconditioned, i, j, ("whole", "layer")) if preconditioned else None
-        found = groupings(blocks, i, j, ("whole", "layer", "kind", "module"))
-        out.append({"families": [families[i], families[j]], "blocks": found, "preconditioned": adam})
+        pair = [families[i], families[j]]
+        scope = ROWS_DRAWN if set(pair) & set(repeated) else POPULATION
+        adam = groupings(preconditioned, i, j, ("whole", "layer"), scope) if preconditioned else None
+        found = groupings(blocks, i, j, ("whole", "layer", "kind", "module"), scope)
+        out.append({"families": pair, "blocks": found, "preconditioned": adam})
     return out
 
 
-def groupings(blocks: Mapping[str, Grams], i: int, j: int, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+def groupings(
+    blocks: Mapping[str, Grams], i: int, j: int, names: Sequence[str], scope: str
+) -> dict[str, dict[str, Any]]:
     """Grouping -> block -> its measures for families i and j, verdicts adjusted over the blocks of the grouping.
 
     `contribution` is <E g_i, E g_j> over the product of the whole gradients' norms: contributions of disjoint blocks
@@ -43,13 +58,13 @@ def groupings(blocks: Mapping[str, Grams], i: int, j: int, names: Sequence[str])
                 "contribution": number(inner.value / scale),
                 "contribution_interval": [number(inner.low / scale), number(inner.high / scale)],
             }
-            entries[block] = {**describe(grams, i, j), **share}
+            entries[block] = {**describe(grams, i, j), **share, "scope": scope}
         out[name] = verdicts(ordered(entries))
     return out
 
 
 def known(block: Mapping[str, Any]) -> bool:
-    """Whether the noise-corrected cosine may stand as a number: it was not refused, and its sign is decided."""
+    """Whether the noise-corrected cosine has a sign: it was not refused, and verdict and interval agree on it."""
     low, high = block["corrected_interval"]
     return block["verdict"] != "undecided" and low is not None and high is not None and low * high > 0
 

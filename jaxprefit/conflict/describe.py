@@ -37,6 +37,7 @@ def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:
         "cosine_within": [number(measures.cosine_within(rounds)[:, f].mean()) for f in (i, j)],
         "corrected_cosine": number(corrected.value),
         "corrected_interval": [number(corrected.low), number(corrected.high)],
+        "near_refusal": bool(noise.near_refusal(k, i, j)),
         "p_conflict": number(p, 9),
         "share_negative": number(measures.share_below(cosines)),
         "undefined": int(np.sum(~np.isfinite(cosines))),
@@ -61,16 +62,23 @@ def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:
 def verdicts(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """`describe`'s blocks with `p_holm` [conflict, agreement] and `verdict`, adjusted over these blocks (Holm, 1979).
 
-    'conflict' or 'agreement' where the one-sided test says so at ALPHA, else 'undecided'.
+    'conflict' or 'agreement' where the two-sided test says so at ALPHA, else 'undecided': where no block has any
+    relation, the chance that some verdict stands is at most ALPHA, whichever its sign. The `p_holm` of the sign that
+    the estimate does not have is 1.
     """
-    known = {name: b["p_conflict"] for name, b in blocks.items() if b["p_conflict"] is not None}
-    conflict, agreement = holm(known), holm({name: 1 - p for name, p in known.items()})
-    found = {}
+    one_sided = {name: b["p_conflict"] for name, b in blocks.items()}
+    adjusted = holm({name: None if p is None else 2 * min(p, 1 - p) for name, p in one_sided.items()})
+    out = {}
     for name, block in blocks.items():
-        p = [conflict.get(name), agreement.get(name)]
-        told = [word for word, x in zip(("conflict", "agreement"), p) if x is not None and x < noise.ALPHA]
-        found[name] = {**block, "p_holm": [number(x, 9) for x in p], "verdict": told[0] if told else "undecided"}
-    return found
+        p, q = one_sided[name], adjusted[name]
+        both: list[float | None] = [None, None]
+        verdict = "undecided"
+        if p is not None and q is not None:
+            both = [number(q if p < 0.5 else 1.0, 9), number(q if p > 0.5 else 1.0, 9)]
+            if q < noise.ALPHA:
+                verdict = "conflict" if p < 0.5 else "agreement"
+        out[name] = {**block, "p_holm": both, "verdict": verdict}
+    return out
 
 
 def transfer_matrix(k: np.ndarray, scale: np.ndarray | None = None) -> list[list[dict[str, Any] | None]]:

@@ -9,18 +9,21 @@ import numpy as np
 from jaxprefit.conflict.blocks import KINDS, known, ordered
 from jaxprefit.conflict.report import bounds
 
-Cell = tuple[float, Sequence[float | None]]
-"""A number and its interval."""
+Cell = tuple[float, Sequence[float | None], bool]
+"""A number, its interval, and whether its sign is decided."""
 
 COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"}
 
 
 def over_training(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """Layers x training: the mean raw cosine of each window of steps, where its sign is decided."""
+    """Layers x training: the mean raw cosine of each window of steps, coloured where its sign is decided."""
     blocks, (a, b) = {**ordered(pair["layer"]), **pair["whole"]}, pair["families"]
     windows = next(iter(blocks.values()))["windows"]
     cells = [
-        [(w["cosine"], w["cosine_interval"]) if w["verdict"] != "undecided" else None for w in block["windows"]]
+        [
+            None if w["cosine"] is None else (w["cosine"], w["cosine_interval"], w["verdict"] != "undecided")
+            for w in block["windows"]
+        ]
         for block in blocks.values()
     ]
     figure = matplotlib.figure.Figure(figsize=(1.0 * len(windows) + 3, 0.42 * len(blocks) + 1.6), layout="constrained")
@@ -68,12 +71,18 @@ def layers(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
 
 
 def modules(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
-    """Layers x kinds of matrix: the noise-corrected cosine, where it is decided."""
+    """Layers x kinds of matrix: the noise-corrected cosine, coloured where its sign is decided."""
     blocks = pair["blocks"]["module"]
     names = [n for n in pair["blocks"]["layer"] if n.startswith("layer_")]
     found = [[blocks.get(f"{n}/{kind}") for kind in KINDS] for n in names]
     cells = [
-        [(b["corrected_cosine"], b["corrected_interval"]) if b and known(b) else None for b in row] for row in found
+        [
+            (b["corrected_cosine"], b["corrected_interval"], known(b))
+            if b and b["corrected_cosine"] is not None
+            else None
+            for b in row
+        ]
+        for row in found
     ]
     figure = matplotlib.figure.Figure(figsize=(8, 0.5 * len(names) + 1.6), layout="constrained")
     _heat(figure, cells, [k.replace("_", "\n") for k in KINDS], names, "noise-corrected cosine")
@@ -81,7 +90,7 @@ def modules(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
 
 
 def matrix(names: Sequence[str], cells: Sequence[Sequence[Cell | None]], label: str) -> matplotlib.figure.Figure:
-    """Families x families; undefined or undecided entries are None."""
+    """Families x families; undefined entries are None."""
     figure = matplotlib.figure.Figure(figsize=(1.4 * len(names) + 2.6, 0.7 * len(names) + 1.2), layout="constrained")
     _heat(figure, cells, list(names), list(names), label)
     figure.axes[0].set(xlabel="effect on", ylabel="a step on")
@@ -111,16 +120,17 @@ def _heat(
     label: str,
     digits: int = 2,
 ) -> None:
-    """Numbers on colours, red below zero, over their intervals; None is written 'undecided'."""
+    """Numbers over their intervals, on colours, red below zero, where the sign is decided; None is a dash."""
     ax = figure.subplots()
-    values = np.asarray([[np.nan if cell is None else cell[0] for cell in row] for row in cells], float)
+    values = np.asarray([[cell[0] if cell and cell[2] else np.nan for cell in row] for row in cells], float)
     floor = 10.0 ** -(digits - 1)
     limit = max(floor, float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else floor)
     image = ax.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         cell = cells[i][j]
-        color = "white" if cell and abs(value) > 0.6 * limit else "#333"
-        text = f"{value:+.{digits}f}\n{bounds(cell[1], digits)}".rstrip() if cell else "undecided"
+        color = "white" if abs(value) > 0.6 * limit else "#333"  # never of an undecided one, which is NaN here
+        text = f"{cell[0]:+.{digits}f}\n{bounds(cell[1], digits)}".rstrip() if cell else "-"
+        text += "\nundecided" if cell and not cell[2] else ""
         ax.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
     ax.set(xticks=range(len(columns)), xticklabels=columns, yticks=range(len(rows)), yticklabels=rows)
     ax.tick_params(length=0)

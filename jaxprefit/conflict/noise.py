@@ -17,7 +17,7 @@ from scipy.special import ndtri, stdtr
 from jaxprefit.conflict.products import RESOLVED, UNIT, Products, products
 
 ALPHA = 0.05
-"""Level of the one-sided tests."""
+"""Level of a verdict: the chance of any false one over the blocks of a grouping, of either sign."""
 SOUGHT = 0.1
 """The cosine that a report says how many batches it would take to see."""
 
@@ -45,6 +45,16 @@ def corrected_cosine(k: np.ndarray, i: int, j: int) -> Estimate:
     return Estimate(*(np.where(known, np.clip(x, -1.0, 1.0), np.nan) for x in found))
 
 
+def near_refusal(k: np.ndarray, i: int, j: int) -> np.ndarray:
+    """[...] whether `corrected_cosine` stands, but would not if a norm came out one standard error shorter.
+
+    Where many probes are refused, those that are not have overestimated a norm: their cosine is too small in size, and
+    a lower bound of it rather than an estimate.
+    """
+    p = products(k, i, j)
+    return p.resolved(1) & p.resolved(2) & ~(p.resolved(1, spare=1.0) & p.resolved(2, spare=1.0))
+
+
 def transfer(k: np.ndarray, i: int, j: int, scale: tuple[float, float] = (1.0, 1.0)) -> Estimate:
     """[...] what a step on i does to j's loss, over what j's own step does: s_i <Eg_i, Eg_j> / (s_j |Eg_j|^2).
 
@@ -69,7 +79,8 @@ def inner(k: np.ndarray, i: int, j: int) -> Estimate:
 def p_conflict(k: np.ndarray, i: int, j: int) -> np.ndarray:
     """[...] one-sided p-value of H0: <Eg_i, Eg_j> >= 0; small where they conflict. 1 minus it tests agreement.
 
-    NaN where both gradients are zero. To be adjusted over the blocks looked at (`downstream.significance.holm`).
+    NaN where both gradients are zero. To be doubled where either sign is of interest, and adjusted over the blocks
+    looked at, as `describe.verdicts` does.
     """
     p = products(k, i, j)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -99,8 +99,8 @@ def _window(steps: np.ndarray, m: np.ndarray, c: np.ndarray, i: int, j: int) -> 
 def _decide(blocks: Mapping[str, Any]) -> None:
     """Adds `p_holm`, adjusted over all blocks and windows, and the `verdict` that follows from it."""
     windows = {f"{name} {k}": w for name, b in blocks.items() for k, w in enumerate(b["windows"])}
-    adjusted = holm({name: w["p_value"] for name, w in windows.items() if w["p_value"] is not None})
+    adjusted = holm({name: w["p_value"] for name, w in windows.items()})
     for name, w in windows.items():
-        w["p_holm"] = adjusted.get(name)
+        w["p_holm"] = adjusted[name]
         decided = w["p_holm"] is not None and w["p_holm"] < 1 - LEVEL
         w["verdict"] = ("conflict" if w["cosine"] < 0 else "agreement") if decided else "undecided"

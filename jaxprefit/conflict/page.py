@@ -6,7 +6,17 @@ from typing import Any
 from jaxprefit import html
 from jaxprefit.conflict import figures, page_steps, words
 from jaxprefit.conflict.advice import contribution
-from jaxprefit.conflict.report import SECTIONS, bounds, corrected, explain, header, rows, signed
+from jaxprefit.conflict.report import (
+    SECTIONS,
+    bounds,
+    corrected,
+    estimate,
+    explain,
+    header,
+    rows,
+    signed,
+    verdict,
+)
 from jaxprefit.conflict.representation_report import html_parts
 
 Section = tuple[str, list[str]]
@@ -131,7 +141,8 @@ def compare(section: Sequence[Mapping[str, Any]]) -> list[str]:
     """One table a pair of families: reports as columns, blocks as rows."""
     out = [
         html.paragraph(
-            "Noise-corrected cosine of the expected gradients, its 95 % interval, and in brackets the raw cosine with"
+            "The verdict, the noise-corrected cosine of the expected gradients with its 95 % interval, and in brackets"
+            " the raw cosine with"
             " its interval and the cosines of two batches of one family. Each run is probed at its own"
             " parameters, so that columns differ in the point as well as in the way of training."
         )
@@ -178,13 +189,8 @@ def _trend(name: str, block: Mapping[str, Any]) -> list[str]:
     negative = [w["share_negative"] for w in block["windows"] if w["share_negative"] is not None]
     return [
         name,
-        *(
-            f"{signed(w['cosine']) if w['verdict'] != 'undecided' else 'undecided'} {bounds(w['cosine_interval'])}"
-            for w in (first, last)
-        ),
-        f"{signed(block['change'])} {bounds(block['change_interval'])}"
-        if _apart(block)
-        else f"undecided {bounds(block['change_interval'])}",
+        *(estimate(w["cosine"], w["cosine_interval"], w["verdict"] != "undecided") for w in (first, last)),
+        estimate(block["change"], block["change_interval"], _apart(block)),
         f"{sum(noise) / len(noise):.3f}" if noise else "-",
         f"{100 * sum(negative) / len(negative):.0f} %" if negative else "-",
     ]
@@ -215,4 +221,6 @@ def _cell(block: Mapping[str, Any] | None) -> str:
     if block is None:
         return "not shared"
     within = " and ".join(signed(c) for c in block["cosine_within"])
-    return f"{corrected(block)} ({signed(block['cosine'])} {bounds(block['cosine_interval'])}; {within})"
+    return (
+        f"{verdict(block)}: {corrected(block)} ({signed(block['cosine'])} {bounds(block['cosine_interval'])}; {within})"
+    )

@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxprefit import html
 from jaxprefit.conflict import figures
-from jaxprefit.conflict.report import bounds, signed
+from jaxprefit.conflict.report import estimate
 
 _IN_ADAM = (
     "All three are in Adam's metric, at the run's own second moments, loss weights and clipping, where its step without"
@@ -117,8 +117,8 @@ def decided(entry: Mapping[str, Any]) -> bool:
 
 def _shown(entry: Mapping[str, Any] | None) -> figures.Cell | None:
     if entry is None:  # the diagonal
-        return 1.0, (None, None)
-    return (entry["value"], entry["interval"]) if decided(entry) else None
+        return 1.0, (None, None), True
+    return None if entry["value"] is None else (entry["value"], entry["interval"], decided(entry))
 
 
 def _rows(families: Sequence[str], matrix: Sequence[Sequence[Any]], digits: int) -> list[list[str]]:
@@ -129,8 +129,7 @@ def _rows(families: Sequence[str], matrix: Sequence[Sequence[Any]], digits: int)
 
 
 def _cell(entry: Mapping[str, Any], digits: int) -> str:
-    value = signed(entry["value"], digits) if decided(entry) else "undecided"
-    return f"{value} {bounds(entry['interval'], digits)}"
+    return estimate(entry["value"], entry["interval"], decided(entry), digits)
 
 
 def _scaled(entry: Mapping[str, Any], factor: float) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The probe: Gram matrices at fixed parameters, from fresh batches, with replicates of every family."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxprefit.conflict.gram import Flat, absolute, by_tensor, gram
+from jaxprefit.errors import UserError
 
 Gradient = Callable[[str, Any], Flat]
 """(family, batch) -> that family's gradient by slash-joined path. A family may as well be one data set of a family."""
@@ -17,6 +19,8 @@ View = Callable[[Flat], Flat]
 
 REPLICATES = 2
 GROUPS = 12
+CHECKED = 2
+"""Rounds in which the families' texts are compared: with fewer, a small source could give equal ones by chance."""
 
 
 class Grams(NamedTuple):
@@ -58,7 +62,8 @@ def probe(
 
     Each of `rounds`, at least 2 and for good intervals 24, draws R = 2 disjoint batches of every family from `streams`
     and takes their gradients at the same parameters. `shared` are the paths compared: those that several families may
-    touch. Memory: G = 12 gradients per family (or as many as batches, if fewer).
+    touch. Memory: G = 12 gradients per family (or as many as batches, if fewer). Raises UserError where two streams
+    give the same texts batch by batch: their noise would be shared, which looks like agreement.
     """
     names, groups = list(streams), min(GROUPS, rounds * REPLICATES)
     every: dict[str, View] = {"gradient": lambda g: g, **(views or {})}
@@ -66,11 +71,18 @@ def probe(
     add = jax.jit(lambda a, b: jax.tree.map(jax.numpy.add, a, b), donate_argnums=0)
     per_round: dict[str, list[dict[str, np.ndarray]]] = {view: [] for view in every}
     sums: dict[tuple[str, int], dict[str, jax.Array]] = {}
+    texts: dict[str, list[set[bytes]]] = {name: [] for name in names}
     for number in range(rounds):
         grads = []
+        drawn = {name: [next(streams[name]) for _ in range(REPLICATES)] for name in names}
+        if number < CHECKED:
+            for name in names:
+                texts[name] += [_texts(batch) for batch in drawn[name]]
+        if number == CHECKED - 1:
+            check_independent(texts)
         for name in names:
-            for batch in range(number * REPLICATES, (number + 1) * REPLICATES):
-                g = {path: x for path, x in gradient(name, next(streams[name])).items() if path in set(shared)}
+            for batch, content in enumerate(drawn[name], number * REPLICATES):
+                g = {path: x for path, x in gradient(name, content).items() if path in set(shared)}
                 grads.append(g)
                 key = name, batch % groups
                 sums[key] = add(sums[key], g) if key in sums else jax.tree.map(jax.numpy.copy, g)
@@ -94,6 +106,33 @@ def probe(
                     *((x / (sizes[:, None] * sizes)).reshape(f, groups, f, groups) for x in (m, sizeless[block])),
                 )
     return found
+
+
+def check_independent(texts: Mapping[str, Sequence[set[bytes]]]) -> None:
+    """Raises UserError where two families hold mostly the same texts in batches of one number, but not of others.
+
+    `texts` are those of the first batches, two or more, by family. That families draw from one small source by
+    themselves is no error: then batches of other numbers have as many texts in common.
+    """
+    for (a, first), (b, second) in itertools.combinations(texts.items(), 2):
+        together = apart = 0.0
+        for (k, one), (m, two) in itertools.product(enumerate(first), enumerate(second)):
+            common = len(one & two)
+            together, apart = together + (k == m) * common, apart + (k != m) * common / (len(second) - 1)
+        if together - apart > sum(min(map(len, both)) for both in zip(first, second)) / 2:
+            raise UserError(
+                f"families '{a}' and '{b}' are probed on the same texts, batch by batch: they would share their noise,"
+                " which looks like agreement; draw each family's batches by themselves"
+            )
+
+
+def _texts(batch: Any) -> set[bytes]:
+    """A batch's texts by their token ids (a masked text is another); a batch without `input_ids` is one text."""
+    content = getattr(batch, "batch", batch)
+    if not (isinstance(content, Mapping) and {"input_ids", "segments"} <= content.keys()):
+        return {b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(content))}
+    ids, segments = np.asarray(content["input_ids"]), np.asarray(content["segments"])
+    return {row[of == s].tobytes() for row, of in zip(ids, segments) for s in np.unique(of[of > 0])}
 
 
 def _modules(paths: Sequence[str]) -> list[list[str]]:

@@ -44,10 +44,11 @@ class Products(NamedTuple):
         linear, quadratic = self.variance(UNIT[which], UNIT[which])
         return np.sqrt(np.maximum(linear, 0.0) + quadratic)
 
-    def resolved(self, which: int) -> np.ndarray:
-        """[...] whether squared norm `which` (1: i's, 2: j's) is known to be above zero."""
+    def resolved(self, which: int, spare: float = 0.0) -> np.ndarray:
+        """[...] whether squared norm `which` (1: i's, 2: j's) is known to be above zero, by RESOLVED standard errors
+        and `spare` more."""
         value = self.mean[..., which]
-        return (value > 0) & (value > RESOLVED * self.error(which))
+        return (value > 0) & (value > (RESOLVED + spare) * self.error(which))
 
     def quantile(self, direction: np.ndarray) -> np.ndarray:
         """[...] Student's t at LEVEL, two-sided, for the error along `direction` [..., 3]."""

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprefit.conflict import measures
-from jaxprefit.conflict.blocks import known
+from jaxprefit.conflict.blocks import ROWS_DRAWN
 from jaxprefit.errors import UserError
 
-VERSION = 3
+VERSION = 4
 SECTIONS = {
     "online": "online",
     "probe": "probe",
@@ -71,7 +71,7 @@ def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
                 name,
                 f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}",
                 within,
-                b["verdict"],
+                verdict(b),
                 corrected(b),
                 "-" if b["share_negative"] is None else f"{100 * b['share_negative']:.0f} %",
                 "-" if b["norm_ratio"] is None else f"{b['norm_ratio']:.2f}",
@@ -80,13 +80,25 @@ def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return out
 
 
+def verdict(block: Mapping[str, Any]) -> str:
+    """A block's verdict as text, with what it speaks of where that is not the population."""
+    limited = block["verdict"] != "undecided" and block.get("scope") == ROWS_DRAWN
+    return f"{block['verdict']} ({ROWS_DRAWN})" if limited else block["verdict"]
+
+
 def corrected(block: Mapping[str, Any], digits: int = 2) -> str:
-    """A block's noise-corrected cosine as text: with its interval where it is known, else 'undecided' with the interval
-    alone, or 'refused' where a gradient's norm is not resolved, so that there is none."""
+    """A block's noise-corrected cosine with its interval as text, or 'refused' where a gradient's norm is not resolved,
+    so that there is none."""
     if block["corrected_cosine"] is None or None in block["corrected_interval"]:
         return "refused"
-    value = signed(block["corrected_cosine"], digits) if known(block) else "undecided"
-    return f"{value} {bounds(block['corrected_interval'], digits)}"
+    near = ", near refusal" if block.get("near_refusal") else ""  # not in older reports
+    return estimate(block["corrected_cosine"], block["corrected_interval"], True, digits) + near
+
+
+def estimate(value: float | None, interval: Sequence[float | None], decided: bool, digits: int = 3) -> str:
+    """'+0.10 [-0.20, +0.40], undecided'. The number stands beside its interval whether or not its sign is decided:
+    those of decided ones alone would be too large on average."""
+    return f"{signed(value, digits)} {bounds(interval, digits)}".rstrip() + ("" if decided else ", undecided")
 
 
 def header(a: str, b: str) -> list[str]:
@@ -121,20 +133,22 @@ def explain(result: Mapping[str, Any]) -> str:
     probe, run = result["probe"], result["run"]
     sizes = ", ".join(f"{n:,} tokens of {f}" for f, n in probe["batch_tokens"].items())
     at = f"(step {run['step']}, {run['strategy']})"
-    scarce = [f for f, n in probe["examples"].items() if n > probe["rows"][f]]
     repeated = (
-        f" Rows of {' and '.join(scarce)} were drawn more than once, which inflates 'within' and pulls the"
-        " noise-corrected cosine toward 0."
-        if scarce
+        f" Rows of {' and '.join(probe['repeated'])} were drawn more than once, which inflates 'within' and pulls the"
+        " noise-corrected cosine toward 0: intervals and verdicts are of the gradient on the rows drawn, and void for"
+        " other rows like these."
+        if probe["repeated"]
         else ""
     )
     return (
         f"{probe['rounds']} rounds at fixed parameters {at}, batches of {sizes}. 'within' is the cosine of two"
         " disjoint batches of one family: with that much noise, no raw cosine between families can be large."
-        " 'verdict' is the sign of the expected gradients' inner product where a one-sided test at 5 %, adjusted for"
+        " 'verdict' is the sign of the expected gradients' inner product where a two-sided test at 5 %, adjusted for"
         " the number of blocks (Holm), tells it; 'noise-corrected' is their cosine, 'refused' where the batches do not"
-        " tell how long they are. 'negative' is the share of batches with a cosine below zero. A negative"
-        " cosine is consistent with harm; it does not show it." + repeated
+        " tell how long they are, 'near refusal' where they hardly do: then its size is a lower bound. Where the test"
+        " has little power, the cosines beside its verdicts are larger than the truth on average: read the intervals."
+        " 'negative' is the share of batches with a cosine below zero. A negative cosine is consistent with harm; it"
+        " does not show it." + repeated
     )
 
 

@@ -7,6 +7,8 @@ import matplotlib
 import matplotlib.figure
 import numpy as np
 
+from jaxprefit.html import figure_text
+
 KINDS = {"ner": "NER texts", "tc": "TC texts"}
 _GEOMETRY = {
     "effective_rank": "effective rank of tokens",
@@ -72,7 +74,7 @@ def _two_rows(content: Mapping[str, Any], columns: Sequence[tuple[str, str, str,
     colors = _colors(content)
     for (title, part, sample, label), column in zip(columns, axes.T):
         for name, entry in content["measures"].items():
-            _line(column[0], band_of(entry, part, sample), colors[name], name)
+            _line(column[0], band_of(entry, part, sample), colors[name], figure_text(name))
             excess = None if sample == "probes" else entry["texts"][sample]["intra_sentence_excess"]
             if excess:
                 level = _floats(entry["texts"][sample][part]["value"]) - _floats(excess["value"])
@@ -83,7 +85,7 @@ def _two_rows(content: Mapping[str, Any], columns: Sequence[tuple[str, str, str,
             _line(column[-1], band_of(d, part, sample), colors[d["second"]], "")
         if deep > 1:
             column[-1].axhline(0, color="#444", lw=0.8)
-            column[-1].set_ylabel(f"difference from\n{content['reference']}")
+            column[-1].set_ylabel(f"difference from\n{figure_text(content['reference'])}")
         _layer_axis(column[-1], content)
     _legend(figure, axes[0, 0])
     return figure
@@ -108,10 +110,10 @@ def _geometry(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
             unit = {"uniformity": "texts", "alignment": "pairs"}.get(part, "scored_tokens")
             count = f"{content['samples'][sample][unit]:,} {unit.removeprefix('scored_')}"
             ax.set_title(f"{KINDS[sample]}, {count}", fontsize=10)
-            ax.set_ylabel(_GEOMETRY.get(part, f"linear CKA with {content['reference']}"), fontsize=9)
+            ax.set_ylabel(_GEOMETRY.get(part, f"linear CKA with {figure_text(content['reference'])}"), fontsize=9)
             _layer_axis(ax, content)
     for name, color in colors.items():
-        axes[0, -2].plot([], [], "o-", color=color, ms=3, label=name)
+        axes[0, -2].plot([], [], "o-", color=color, ms=3, label=figure_text(name))
     _legend(figure, axes[0, -2])
     return figure
 
@@ -119,7 +121,7 @@ def _geometry(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
 def _cka(content: Mapping[str, Any]) -> matplotlib.figure.Figure:
     """Pairs of encoders x layers, a panel a sample."""
     pairs, samples = content["differences"], list(content["samples"])
-    names = [f"{d['first']} - {d['second']}" for d in pairs]
+    names = [figure_text(f"{d['first']} - {d['second']}") for d in pairs]
     size = (2.5 + 0.62 * (content["layers"] + 1) * len(samples), 0.32 * len(pairs) + 1.7)
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(samples), sharey=True, squeeze=False)[0]

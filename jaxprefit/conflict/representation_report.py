@@ -1,6 +1,6 @@
 """The report on hidden states: tables on the terminal, figures, parts of a page. Its content is representations.json.
 
-A difference between encoders stands with its interval; where the interval holds zero, the cell says "undecided".
+A difference between encoders stands with its interval; where the interval holds zero, the cell says "undecided", too.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jaxprefit import html
 from jaxprefit.conflict.representation_figures import KINDS, SCORE, against_reference, band_of, figures, probed
+from jaxprefit.terminal import lines, plain
 
 _TOLD = {"higher": "nearer", "lower": "further apart"}
 _PROBED = {"higher": "better", "lower": "worse"}
@@ -66,19 +67,19 @@ def rows(content: Mapping[str, Any]) -> list[list[str]]:
 
 
 def cell(band: Mapping[str, Any] | None, layer: int) -> str:
-    """One number with its interval; 'undecided' where the sign of a difference is."""
+    """One number with its interval, and 'undecided' where the sign of a difference is."""
     if band is None or band["value"][layer] is None:
         return "-"
     value, low, high = (band[key][layer] for key in ("value", "low", "high"))
-    if band.get("verdict", ["decided"] * (layer + 1))[layer] == "undecided":
-        return "undecided"
     sign = "+" if "verdict" in band else ""
-    return f"{value:{sign}.3f}" + ("" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+    shown = f"{value:{sign}.3f}" + ("" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
+    undecided = "verdict" in band and band["verdict"][layer] == "undecided"
+    return shown + (", undecided" if undecided else "")
 
 
 def print_tables(content: Mapping[str, Any]) -> None:
     """The report on the terminal: values of the reference, then what differs."""
-    table = Table(title=f"hidden states of {content['reference']}, by layer [95 %]")
+    table = Table(title=plain(f"hidden states of {content['reference']}, by layer [95 %]", "table.title"))
     own = content["measures"][content["reference"]]
     columns = [column for column in _columns(content) if column[1] != "cka"]
     for i, name in enumerate(["layer", *(name for name, _, _ in columns)]):
@@ -87,13 +88,14 @@ def print_tables(content: Mapping[str, Any]) -> None:
         table.add_row(str(layer), *(cell(band_of(own, part, sample), layer) for _, part, sample in columns))
     Console(width=200).print(table)
     if content["differences"]:
-        table = Table(title=f"difference from {content['reference']}, by layer [95 %]; CKA: with it")
+        title = f"difference from {content['reference']}, by layer [95 %]; CKA: with it"
+        table = Table(title=plain(title, "table.title"))
         for i, name in enumerate(header(content)):
             table.add_column(name, justify="left" if i == 0 else "right")
         for row in rows(content):
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
         Console(width=200).print(table)
-    print("\n".join([explain(content), *verdicts(content)]))
+    print(lines("\n".join([explain(content), *verdicts(content)])))
 
 
 def html_parts(content: Mapping[str, Any]) -> list[tuple[str, list[str]]]:

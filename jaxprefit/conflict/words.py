@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxprefit.conflict.advice import ablated
-from jaxprefit.conflict.blocks import known
+from jaxprefit.conflict.blocks import ROWS_DRAWN
 from jaxprefit.conflict.noise import SOUGHT
 from jaxprefit.conflict.report import bounds, corrected, signed
 
@@ -18,9 +18,12 @@ LIMITS = (
     " corrects for that, with an interval of its own; where the signal is too weak it is refused.",
     "Verdicts are adjusted for their number (Holm) within one table, not over all tables of a report; the intervals"
     " beside them are at 95 % each.",
-    "There is one one-sided test at 5 % for conflict and one for agreement: where there is no relation at all, one of"
-    " them still gives a verdict in up to 10 % of cases. What barely passes a test is on average smaller than its"
-    " printed size.",
+    "Where no block of a table has any relation, some verdict, of conflict or of agreement, still stands in it in up to"
+    " 5 % of cases. What barely passes a test is on average smaller than its printed size: read the intervals, and"
+    " undecided values beside decided ones. A value near refusal is a lower bound in size.",
+    "Intervals take batches for independent draws. Where rows were drawn more than once, intervals and verdicts are of"
+    " the rows drawn alone. Two families must never be probed on the same texts, batch by batch: shared noise looks"
+    " like agreement.",
     "The probe compares the gradients of a shared adapter without their gauge. The Gram matrices that a run logs"
     " ('over training') are of the adapter's two factors as they are, and so depend on how its product is split.",
     "Stopping one family on a block also leaves the block to the other family alone, whose share of the AdamW step"
@@ -72,19 +75,20 @@ def _gradients(pair: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         f" (noise-corrected cosine {corrected(whole)}; raw {signed(whole['cosine'])}"
         f" {bounds(whole['cosine_interval'])}, where two batches of one family have"
         f" {signed(whole['cosine_within'][0])} and {signed(whole['cosine_within'][1])})"
-        if known(whole)
+        if corrected(whole) != "refused"
         else ""
     )
     if whole["verdict"] == "undecided" and whole.get("batches_for_sought") is not None:  # not in older reports
-        number = (
+        number += (
             f" (to see a cosine of {SOUGHT:g} takes about {whole['batches_for_sought']:,.0f} batches a family,"
             f" {whole['batches']} were drawn)"
         )
     sizes = " and ".join(f"{probe['batch_tokens'][f]:,} tokens of {f}" for f in (a, b))
     layers = _by_verdict(pair["blocks"]["layer"])
+    drawn = " on the rows drawn, some of them more than once," if whole.get("scope") == ROWS_DRAWN else ""
     return (
-        f"At step {run['step']} of {run['strategy']} the expected gradients of {a} and {b} over all shared parameters"
-        f" {says}{number}. This rests on {probe['rounds']} rounds of two batches of {sizes}. {layers}"
+        f"At step {run['step']} of {run['strategy']} the expected gradients of {a} and {b}{drawn} over all shared"
+        f" parameters {says}{number}. This rests on {probe['rounds']} rounds of two batches of {sizes}. {layers}"
     )
 
 

@@ -31,8 +31,9 @@ from jaxprefit.data.records import (
     entity_types,
 )
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
 
-FORMAT_VERSION = 2  # raise it when what is written changes, so that old caches are left alone
+FORMAT_VERSION = 3  # raise it when what is written changes, so that old caches are left alone
 
 # TFDS gathers a split in memory and spills it over 1000 MiB through TensorFlow, which we do not
 # have. Splits of at most this much text (and one split in all but huge sources) avoid both.
@@ -140,7 +141,7 @@ def prepare(source: Source, cache_dir: str | Path, progress: Progress | None = N
     identity = json.dumps([FORMAT_VERSION, content, settings], sort_keys=True)
     fingerprint = hashlib.sha256(identity.encode()).hexdigest()[:16]
     safe_name = re.sub(r"[^\w.-]+", "_", source.name, flags=re.ASCII).strip(".")[:80] or "data"
-    final = Path(cache_dir) / f"{safe_name}-{fingerprint}"
+    final = user_path(cache_dir) / f"{safe_name}-{fingerprint}"
     if not final.is_dir():
         _build(kind, rows, final, progress)
     return Prepared(final, source.name)

@@ -1,11 +1,15 @@
 """Tokenisation and padding. Ids include [CLS] and [SEP] as the tokenizer's own template adds them, if it does."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
 
+from jaxprefit.data.cuts import Cuts, tagged_cuts, text_cuts
 from jaxprefit.errors import UserError
+
+TEXTS = ("a", "b", "negative", "text")  # fields of records that hold a running text
 
 
 def encode_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> np.ndarray:
@@ -13,7 +17,13 @@ def encode_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> 
 
     A text without a token, such as "" of a tokenizer that adds none, stands as the unknown token.
     """
-    return _cut(tokenizer, tokenizer.encode(text), max_length)
+    return counted_text(tokenizer, text, max_length)[0]
+
+
+def counted_text(tokenizer: tokenizers.Tokenizer, text: str, max_length: int) -> tuple[np.ndarray, Cuts]:
+    """As `encode_text`, and what was cut."""
+    encoding = tokenizer.encode(text)
+    return _cut(tokenizer, encoding, max_length), text_cuts(encoding, max_length, special_ends(encoding)[1])
 
 
 def encode_words(
@@ -24,6 +34,32 @@ def encode_words(
     The list of positions ends at the first word that does not start within `max_length`. A word that the tokenizer
     drops altogether (control characters, say) stands as the unknown token, so that positions and words stay aligned.
     """
+    encoding, first = _aligned(tokenizer, words, max_length)
+    return _cut(tokenizer, encoding, max_length), first
+
+
+def counted_words(
+    tokenizer: tokenizers.Tokenizer, words: Sequence[str], tags: Sequence[str], max_length: int
+) -> tuple[np.ndarray, list[int], Cuts]:
+    """As `encode_words`, and what of the words and of the entities in their `tags` was cut."""
+    encoding, first = _aligned(tokenizer, words, max_length)
+    cuts = tagged_cuts(tags, len(first), len(encoding.ids), max_length)
+    return _cut(tokenizer, encoding, max_length), first, cuts
+
+
+def record_cuts(
+    tokenizer: tokenizers.Tokenizer, record: Mapping[str, Any], max_length: int, prefixes: Mapping[str, str]
+) -> Cuts:
+    """What of a record of any kind is beyond `max_length`; `prefixes` by field are put before its texts."""
+    if "tokens" in record:
+        return counted_words(tokenizer, record["tokens"], record["tags"], max_length)[2]
+    texts = (prefixes.get(field, "") + record[field] for field in TEXTS if record.get(field))
+    return Cuts.total(counted_text(tokenizer, text, max_length)[1] for text in texts)
+
+
+def _aligned(
+    tokenizer: tokenizers.Tokenizer, words: Sequence[str], max_length: int
+) -> tuple[tokenizers.Encoding, list[int]]:
     encoding = tokenizer.encode(list(words), is_pretokenized=True)
     present = set(encoding.word_ids)
     if any(i not in present for i in range(len(words))):
@@ -35,7 +71,7 @@ def encode_words(
     for position, word in enumerate(encoding.word_ids):
         if word == len(first) and position < end:
             first.append(position)
-    return _cut(tokenizer, encoding, max_length), first
+    return encoding, first
 
 
 def special_ends(encoding: tokenizers.Encoding) -> tuple[int, int]:

@@ -9,11 +9,13 @@ import grain
 import numpy as np
 
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.cuts import Cuts
 from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Family
 
 PREFETCH = 4  # batches prepared ahead
+HELD_OUT_SEED = 5  # the same for all runs, so that they can be compared on rows that none was trained on
 
 
 class Rows:
@@ -36,10 +38,31 @@ class Rows:
         return self.data.directory.name + some
 
 
-def split_held_out(rows: Rows, held_out: int) -> tuple[Rows, Rows]:
-    """(training rows, the last `held_out` rows, at most a tenth)."""
-    cut = len(rows) - min(held_out, len(rows) // 10)
-    return Rows(rows.data, rows.numbers[:cut]), Rows(rows.data, rows.numbers[cut:])
+def split_held_out(rows: Rows, held_out: int, seed: int = HELD_OUT_SEED) -> tuple[Rows, Rows]:
+    """(training rows, `held_out` rows, at most a tenth), both in the order of the file.
+
+    The held-out rows are spread over the file: it is divided into so many parts of equal size, and `seed` draws one
+    row of each. So a file that is sorted by label, or in which labels take turns, gives each label its share.
+    """
+    number = min(held_out, len(rows) // 10)
+    if not number:
+        return rows, Rows(rows.data, rows.numbers[:0])
+    edges = np.arange(number + 1) * len(rows) // number
+    chosen = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    numbers = np.asarray(rows.numbers)
+    return Rows(rows.data, np.delete(numbers, chosen)), Rows(rows.data, numbers[chosen])
+
+
+def check_room(family: Family, layout: Layout) -> None:
+    """Raises UserError where a batch may be too small for one example, which would then wait for room for ever, and
+    whatever comes after it too."""
+    texts, room, name = family.texts_per_example, layout.room(family.max_length), family.name
+    if texts > room:
+        raise UserError(
+            f"data.{name}.rows is {layout.rows}, row_length {layout.length} and max_length {family.max_length}: a "
+            f"batch has room for {room} texts of max_length, but an example of {name} has up to {texts}, which stand "
+            f"in a batch together; take more rows or a larger row_length, or a smaller max_length"
+        )
 
 
 class Drawn(NamedTuple):
@@ -78,8 +101,9 @@ def mixture(
 
     `requested` are the sources' shares of the examples (`shares`). Each source is shuffled. `exhaustion`: 'repeat'
     shuffles a source anew and goes on when it is used up, so that the stream is endless; 'stop' ends the stream before
-    any row would be seen twice.
+    any row would be seen twice. Raises UserError for a source without rows and for batches too small for one example.
     """
+    check_room(family, layout)
     parts: list[grain.MapDataset] = []
     for i, (name, rows) in enumerate(sources):
         if not len(rows):
@@ -123,6 +147,7 @@ class PackedIterator(grain.DatasetIterator[Drawn]):
         self.next = 0  # index of the next example
         self.waiting: dict[int, Mapping[str, Any]] = {}  # by index: taken, but not yet given
         self.examples = dict.fromkeys(data.names, 0)
+        self.cuts = dict.fromkeys(data.names, Cuts())  # of those examples
         self.batches = self.tokens = 0
 
     def __next__(self) -> Drawn:
@@ -141,7 +166,9 @@ class PackedIterator(grain.DatasetIterator[Drawn]):
         placed, batch = collate(self.data.family, [taken[i] for i in order], layout)
         chosen = {order[k] for k in placed}
         for i in chosen:
-            self.examples[taken[i]["source"]] += 1
+            source = taken[i]["source"]
+            self.examples[source] += 1
+            self.cuts[source] = self.cuts[source].plus(taken[i]["cuts"])
             self.tokens += _tokens(taken[i])
         self.batches += 1
         self.next, self.waiting = number, {i: taken[i] for i in sorted(taken) if i not in chosen}
@@ -149,11 +176,14 @@ class PackedIterator(grain.DatasetIterator[Drawn]):
 
     def get_state(self) -> dict[str, Any]:
         counts = {"examples": dict(self.examples), "batches": self.batches, "tokens": self.tokens}
+        counts["cuts"] = {name: list(cuts) for name, cuts in self.cuts.items()}
         return {"next": self.next, "waiting": list(self.waiting), **counts}
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.next, self.batches, self.tokens = state["next"], state["batches"], state["tokens"]
         self.examples = dict(state["examples"])
+        # A state of before there were these counts goes on from none.
+        self.cuts = {name: Cuts(*state.get("cuts", {}).get(name, ())) for name in self.examples}
         self.waiting = {i: self.data.examples[i] for i in state["waiting"]}
 
 
@@ -164,8 +194,17 @@ def _tokens(example: Mapping[str, Any]) -> int:
 def collate(
     family: Family, examples: Sequence[Mapping[str, Any]], layout: Layout
 ) -> tuple[list[int], dict[str, np.ndarray]]:
-    """(indices of the examples that found room, taken in the order given; their batch)."""
-    placed, packing = pack([[len(t) for t in e["texts"]] for e in examples], layout)
+    """(indices of the examples that found room, taken in the order given; their batch).
+
+    Raises UserError where none did: the family would be trained, or scored, on nothing.
+    """
+    sizes = [[len(t) for t in e["texts"]] for e in examples]
+    placed, packing = pack(sizes, layout)
+    if not placed:
+        raise UserError(
+            f"a batch of {family.name} is empty: an example with texts of {' + '.join(map(str, sizes[0]))} tokens does "
+            f"not fit data.{family.name}.rows, {layout.rows}, of row_length {layout.length}; take more or longer rows"
+        )
     return placed, family.collate([examples[k] for k in placed], packing)
 
 
@@ -173,6 +212,7 @@ def held_out_batches(
     family: Family, sources: Sequence[tuple[str, Rows]], layout: Layout, seed: int
 ) -> list[dict[str, np.ndarray]]:
     """The held-out rows of all sources in one fixed random order, as batches; the last one only if it is full."""
+    check_room(family, layout)
     rows = [(name, i, part) for name, part in sources for i in range(len(part))]
     order = np.random.default_rng(seed).permutation(len(rows))
     batches = []

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +19,19 @@ from jaxprefit.data import hub
 from jaxprefit.data.readers import COMPRESSED, FORMATS, file_format, read
 from jaxprefit.data.records import BlankText, Kind, Record, make_record, pick, source_columns
 from jaxprefit.errors import UserError
+from jaxprefit.paths import user_path
+
+_log = logging.getLogger(__name__)
 
 # TFDS knows conll2003, glue and other older datasets only once their module is imported.
 TFDS_AREAS = ("text", "question_answering", "summarization", "translate")
 TFDS_ADVICE = "check the name, the split, the columns, and that the data is array_record"
+
+SPLIT_NAMES = {
+    "dev": ("dev", "devel", "development", "devset", "valid", "validation", "val", "testa", "eset"),
+    "test": ("test", "testset", "testb", "tst"),
+}
+"""What the file of a split is called in a folder, without suffix and in any case; of another split, its name alone."""
 
 Rows = Callable[[list[int]], Iterator[Record]]
 """Reads a source from its start; what it drops as blank it appends to the list, by line."""
@@ -39,7 +49,7 @@ class Source:
       tfds: a TFDS dataset, such as "conll2003" or "glue/sst2:1.0.0".
       hub: a dataset of the Hugging Face hub, or a folder laid out like one; with its subset and revision.
       split: of a folder, TFDS or the hub; for these two also a slice such as "train[:10%]".
-      format, columns, scheme: as for ``readers.read``; columns as (field, column) pairs.
+      format, columns, scheme, delimiter, quotes: as for ``readers.read``; columns as (field, column) pairs.
       limit: only the first so many rows; 0 for all.
       blank: what to do with a row whose text is blank: "refuse" the source, or "skip" the row.
     """
@@ -57,6 +67,8 @@ class Source:
     hub: str = ""
     subset: str = ""
     revision: str = ""
+    delimiter: str = ""
+    quotes: str = ""
 
 
 def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
@@ -76,7 +88,7 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
         return str(found.hash), source.format or "hub", _hub_rows(source, kind, found, quiet)
     if not source.path:
         raise UserError(f"source {source.name!r}: has neither path nor tfds; give one of them")
-    path = Path(source.path)
+    path = user_path(source.path)
     if os.path.isdir(path):
         folder = _tfds_folder(path)
         if folder:
@@ -95,6 +107,8 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
             format=source.format or None,
             columns=columns,
             scheme=source.scheme,
+            delimiter=source.delimiter or None,
+            quotes=source.quotes or None,
             limit=source.limit,
             dropped=dropped if source.blank == "skip" else None,
         )
@@ -103,17 +117,33 @@ def locate(source: Source, kind: Kind, quiet: bool) -> tuple[str, str, Rows]:
     return _digest([path]), source.format or file_format(path, kind.name), read_file
 
 
+def split_names(split: str) -> tuple[str, ...]:
+    """The usual names of the file of a split, its own first."""
+    return SPLIT_NAMES.get(split, (split,))
+
+
+def has_split(folder: Path, split: str) -> bool:
+    """Whether the folder has a file with a usual name of the split, whatever its suffix."""
+    return any(name.partition(".")[0].lower() in split_names(split) for name in os.listdir(folder) if "." in name)
+
+
 def _split_file(folder: Path, split: str) -> Path:
+    """The folder's file of the split: that of the split's own name, else the only one of its other usual names."""
     names = sorted(os.listdir(folder))
-    wanted = {f"{split}{suffix}{c}" for suffix in FORMATS for c in ("", *COMPRESSED)}
-    found = [name for name in names if name in wanted]
-    if len(found) == 1:
-        return folder / found[0]
-    if found:
-        raise UserError(f"{folder}: holds {' and '.join(found)}; give the path of one of them")
+    suffixes = [f"{suffix}{c}" for suffix in FORMATS for c in ("", *COMPRESSED)]
+    matches = [
+        [name for name in names if name.lower() in {f"{stem.lower()}{suffix}" for suffix in suffixes}]
+        for stem in split_names(split)
+    ]
+    candidates = matches[0] or sorted(name for same in matches[1:] for name in same)
+    if len(candidates) == 1:
+        return folder / candidates[0]
+    if candidates:
+        raise UserError(f"{folder}: holds {' and '.join(candidates)}; give the path of one of them")
     there = ", ".join(names[:10]) or "nothing"
+    usual = f"; nor is a file called {', '.join(split_names(split)[1:])}" if split in SPLIT_NAMES else ""
     raise UserError(
-        f"{folder}: has no file {split}.jsonl, .conll, .csv ... (it holds {there}); "
+        f"{folder}: has no file {split}.jsonl, .conll, .csv ... (it holds {there}){usual}; "
         "set the split or give the path of a file"
     )
 
@@ -193,7 +223,7 @@ def _hub_rows(source: Source, kind: Kind, builder: Any, quiet: bool) -> Rows:
         if not kept:
             raise UserError(f"{where}: split {source.split!r} holds no records; choose another")
         if missed and not told:  # the rows are read twice
-            print(f"source {source.name}: {missed:,} entities whose text does not stand in theirs are left out")
+            _log.info(f"source {source.name}: {missed:,} entities whose text does not stand in theirs are left out")
             told.append(missed)
 
     return read_hub

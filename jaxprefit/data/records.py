@@ -13,77 +13,25 @@ and the line puts them in front.
 """
 
 import difflib
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+from jaxprefit.data.tags import SCHEMES, canonical, canonical_tag, folded, to_iob2
+from jaxprefit.data.tags import entity_types as entity_types
 from jaxprefit.errors import UserError
 
 Record = dict[str, Any]
 Columns = Mapping[str, str | int]  # field of a record -> name or index of its column
 
-# For each tagging scheme, the letters it writes and what each means: (B)egin, (I)nside, (E)nd,
-# (S)ingle. "O" stands outside the table, since it has no type.
-_IOB = {"B": "B", "I": "I"}
-_IOBES = {"B": "B", "I": "I", "E": "E", "S": "S"}
-_BILOU = {"B": "B", "I": "I", "L": "E", "U": "S"}
-SCHEMES = {"io": {}, "iob1": _IOB, "iob2": _IOB, "iobes": _IOBES, "bioes": _IOBES, "bilou": _BILOU}
+# What is no label but a value of another kind, written as text by a program that knew none better.
+_LIST = re.compile(r"""\[\]|[\[{].*['"].*[\]}]|\[[\d., -]+\]""", re.DOTALL)
+_MISSING = ("nan", "NaN")  # pandas
 
-
-def to_iob2(tags: Sequence[str], scheme: str) -> list[str]:
-    """The same entities tagged as IOB2; ``ValueError`` if ``tags`` are not in ``scheme``.
-
-    ``scheme`` is a key of ``SCHEMES``. All but IOB1 are read strictly: an entity has to begin
-    with B (or S), and in IOBES and BILOU it has to end with E (or L), because tags that break
-    these rules mostly mean that the scheme is another one.
-    """
-    letters = SCHEMES.get(scheme)
-    if letters is None:
-        raise ValueError(f"unknown scheme {scheme!r}; use one of {', '.join(SCHEMES)}")
-    if scheme == "io":  # the types alone, as in Few-NERD: neighbours of one type are one entity
-        tags, scheme, letters = [tag if tag == "O" else f"I-{tag}" for tag in tags], "iob1", _IOB
-    must_close = "E" in letters.values()
-    out: list[str] = []
-    inside = ""  # the type of the entity that the next tag may continue
-    for i, tag in enumerate(tags):
-        letter, type_name = _split(tag, letters)
-        if not letter:
-            raise ValueError(
-                f"tag {i} {reprlib.repr(tag)} is not in the scheme {scheme}; "
-                f"use O or one of {', '.join(letters)} with -TYPE, or set the scheme"
-            )
-        continues = letter in "IE" and type_name == inside
-        if letter in "IE" and not continues and scheme != "iob1":
-            raise ValueError(
-                f"tag {i} {reprlib.repr(tag)} does not continue an entity of its type; "
-                f"begin the entity with B, or set the scheme if the tags are not {scheme}"
-            )
-        if must_close and inside and not continues:
-            raise ValueError(_unclosed(i - 1, inside, scheme))
-        out.append("O" if letter == "O" else f"{'I' if continues else 'B'}-{type_name}")
-        inside = type_name if letter in "BI" else ""
-    if must_close and inside:
-        raise ValueError(_unclosed(len(out) - 1, inside, scheme))
-    return out
-
-
-def _split(tag: str, letters: Mapping[str, str]) -> tuple[str, str]:
-    """``"B-PER"`` -> ``("B", "PER")``; an empty letter if the tag is malformed."""
-    if tag == "O":
-        return "O", ""
-    letter, _, type_name = tag.partition("-")
-    return (letters.get(letter, ""), type_name) if type_name.strip() else ("", "")
-
-
-def _unclosed(i: int, type_name: str, scheme: str) -> str:
-    return f"the entity {reprlib.repr(type_name)} is not closed at tag {i}; end it as {scheme} does, or set the scheme"
-
-
-def entity_types(tags: Iterable[str]) -> set[str]:
-    """The type names in IOB2 tags: ``{"PER"}`` for ``["B-PER", "I-PER", "O"]``."""
-    return {tag[2:] for tag in tags if tag != "O"}
+COLUMNS_HINT = "name the columns in the source, as in ?a=question&b=answer"
 
 
 class BlankText(ValueError):
@@ -139,6 +87,13 @@ def _validate_pairs(record: Record) -> None:
 def _validate_labelled(record: Record) -> None:
     _check_text(record.get("text"), "text")
     _check_text(record.get("label"), "label", ValueError)
+    label = record["label"]
+    if label in _MISSING:
+        raise ValueError(f"'label' is {label!r}, as pandas writes a missing value; fill it in or delete the row")
+    if _LIST.fullmatch(label):
+        raise ValueError(f"'label' is a list or an object, {reprlib.repr(label)}; give one label a text")
+    if len(label) > 1 and label[0] == label[-1] == '"':
+        raise ValueError(f"'label' stands in quotes, {reprlib.repr(label)}; delete them, or set quotes=csv for a table")
 
 
 def _validate_text(record: Record) -> None:
@@ -214,23 +169,39 @@ def source_columns(kind: Kind, columns: Columns) -> Columns:
 
 
 def pick(row: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
-    """Field -> value of its column; ``ValueError`` names what is there and what is nearest."""
+    """Field -> value of its column, whose name is compared as ``canonical`` where it is not there to the letter.
+
+    ``ValueError`` names what is there and what is nearest, or says that the row repeats the names of its columns.
+    """
     try:
-        return {field: row[column] for field, column in columns.items()}  # type: ignore[index]
-    except KeyError as error:
-        missing = str(error.args[0])
+        values = {field: row[column] for field, column in columns.items()}  # type: ignore[index]
+    except KeyError:
+        by_name = {canonical(str(name)): name for name in row}
+        try:
+            values = {field: row[by_name[canonical(str(column))]] for field, column in columns.items()}
+        except KeyError as error:
+            raise ValueError(_no_column(str(error.args[0]), row)) from None
+    if len(values) > 1 and all(isinstance(v, str) and folded(v) == folded(str(columns[f])) for f, v in values.items()):
+        raise ValueError("the row repeats the names of its columns, as a heading does; delete it")
+    return values
+
+
+def _no_column(missing: str, row: Iterable[str]) -> str:
     there = [str(name)[:100] for name in islice(row, 1000)]  # difflib is slow on very many
     near = difflib.get_close_matches(missing, there, n=1, cutoff=0.5)
     hint = f"did you mean {reprlib.repr(near[0])}? " if near else ""
     shown = ", ".join(map(reprlib.repr, there[:10])) + (", ..." if len(there) > 10 else "")
-    raise ValueError(f"no column {reprlib.repr(missing)} among {shown or 'none'}; {hint}map the columns")
+    advice = COLUMNS_HINT
+    if missing == "tokens":  # as Label Studio and doccano write entities
+        advice += "; NER takes a list of words and one of tags, so spans in a text are to be exported as CoNLL"
+    return f"no column {reprlib.repr(missing)} among {shown or 'none'}; {hint}{advice}"
 
 
 def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> Record:
     """A valid record from what a file gave for its fields, or ``ValueError``.
 
-    A whole number as a label becomes text, and tags of another ``scheme`` become IOB2. The columns of a ``text``
-    are joined by spaces, and so are the strings of a column that holds a list.
+    A whole number as a label becomes text, tags of another ``scheme`` become IOB2, labels and types ``canonical``. The
+    columns of a ``text`` are joined by spaces, and so are the strings of a column that holds a list.
     """
     record: Record = {"text": _joined(values)} if kind.name == "text" else dict(values)
     negative = record.get("negative", "text")
@@ -239,9 +210,11 @@ def make_record(kind: Kind, values: Mapping[str, Any], scheme: str = "iob2") -> 
     label = record.get("label")
     if isinstance(label, int) and not isinstance(label, bool):
         record["label"] = str(label)
+    elif isinstance(label, str):
+        record["label"] = canonical(label)
     tags = record.get("tags")
-    if scheme != "iob2" and isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
-        record["tags"] = to_iob2(tags, scheme)
+    if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags):
+        record["tags"] = [canonical_tag(tag) for tag in tags] if scheme == "iob2" else to_iob2(tags, scheme)
     kind.validate(record)
     return record
 

@@ -5,9 +5,9 @@ The entries are data, in configs/datasets.py; this is what reads them.
 
 import dataclasses
 import difflib
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 
+from jaxprefit.data import addresses
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
 
@@ -44,7 +44,8 @@ def resolve(texts: Iterable[str], kind: str, datasets: Sequence[Dataset]) -> tup
         if not text.startswith("@"):
             out.append(text)
             continue
-        name, _, options = text[1:].partition("?")
+        addresses.check_one(text, exists=lambda address: False)
+        name, options = addresses.split(text[1:])
         found = [d for d in datasets if name == d.name or name in d.groups]
         if not found:
             known = dict.fromkeys(n for d in datasets for n in (*d.groups, d.name))
@@ -65,14 +66,11 @@ def concepts(address: str, types: Iterable[str], datasets: Sequence[Dataset]) ->
     return {t: known[t] for t in types if t in known}
 
 
-def _with_options(dataset: Dataset, kind: str, options: str) -> str:
-    address, _, own = dataset.source.partition("?")
-    merged = dict(urllib.parse.parse_qsl(own, keep_blank_values=True))
+def _with_options(dataset: Dataset, kind: str, options: dict[str, str]) -> str:
+    address, own = addresses.split(dataset.source)
     if kind != dataset.kind:
-        merged = _as_text(dataset.kind, merged)
-    merged |= dict(urllib.parse.parse_qsl(options, keep_blank_values=True))
-    query = urllib.parse.urlencode(merged, safe="/,[]:%")
-    return f"{address}?{query}" if query else address
+        own = _as_text(dataset.kind, own)
+    return addresses.join(address, own | options)
 
 
 def _as_text(kind: str, options: dict[str, str]) -> dict[str, str]:

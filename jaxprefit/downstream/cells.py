@@ -5,6 +5,7 @@ A cell appears whole or not at all, so that a grid can be stopped at any moment 
 """
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxprefit.downstream import significance
-from jaxprefit.downstream.evaluate import score
-from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
+from jaxprefit.downstream.evaluate import score, strict_scores
+from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData, cuts_of, encoded
 from jaxprefit.errors import UserError
 from jaxprefit.files import write_json
 
 CELL_VERSION = 2
+NAME_BYTES = 120  # of a task in a file's name; file systems allow 255 for all of it
 ROWS = ("predictions", "counts")  # one line of numbers per test row
 
 
@@ -34,6 +36,16 @@ class Cell:
     labels: tuple[str, ...]
     predictions: Predictions  # indices into labels, per test row
     counts: list[list[int]]  # per test row, what `significance.paired_bootstrap` takes: [N, 3] of NER, [N, 2] of TC
+    cuts: dict[str, dict[str, int]] | None = None  # reports of `Finetuned.cuts`; None in cells of before they were kept
+
+
+def file_name(task: str, seed: int, digest: str) -> str:
+    """The name of a cell's file. A task's name that is too long for a file system is cut, and ends in a hash of it."""
+    stem = task.replace("/", "_")
+    if len(stem.encode()) > NAME_BYTES:
+        start = stem.encode()[:NAME_BYTES].decode(errors="ignore")  # a character may be of several bytes
+        stem = f"{start}-{hashlib.sha256(task.encode()).hexdigest()[:12]}"
+    return f"{stem}-seed{seed}-{digest}.json"
 
 
 def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
@@ -43,7 +55,7 @@ def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
         return predictions
     return Cell(
         data.name, data.family, seed, found.train_rows, found.unseen, scores(data, predictions), data.task.labels,
-        predictions, counts(data, predictions).tolist(),
+        predictions, counts(data, predictions).tolist(), {rows: cuts.report() for rows, cuts in found.cuts.items()},
     )  # fmt: skip
 
 
@@ -60,6 +72,11 @@ def counts(data: TaskData, predictions: Predictions) -> np.ndarray:
         tags = [[labels[c] for c in classes] for classes in predictions]
         return significance.span_counts([r["tags"] for r in rows], tags)
     return significance.label_counts([r["label"] for r in rows], [labels[c] for (c,) in predictions])
+
+
+def cuts(data: TaskData, cell: Cell) -> dict[str, dict[str, int]]:
+    """What was beyond max_length, as reports by 'train' and 'test'; the test's alone of a cell that did not keep it."""
+    return cell.cuts or {"test": cuts_of(encoded(data.task, data.test)).report()}
 
 
 def write(file: pathlib.Path, cell: Cell) -> None:
@@ -80,6 +97,8 @@ def read(file: pathlib.Path) -> Cell:
         for key in ROWS:
             content[key] = [[int(c) for c in line.split()] for line in content[key]]
         content["unseen"], content["labels"] = tuple(content["unseen"]), tuple(content["labels"])
+        if content["family"] == "ner":  # of an older version they may be other than those of the counts
+            content["scores"] |= strict_scores(content["counts"])
         return Cell(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{file} is damaged ({type(error).__name__}); delete it, and it is computed again"

@@ -1,13 +1,14 @@
 """Fine-tuning one task on a loaded model, all seeds at once, on the families' touch tables and optimizer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxprefit import lora, optim, train
+from jaxprefit.data.cuts import Cuts
 from jaxprefit.data.mixture import Rows
 from jaxprefit.data.packing import Layout, packed
 from jaxprefit.downstream import batches, rows, seeds
@@ -81,6 +82,7 @@ class TaskData:
     task: Task
     train: Rows
     test: Rows  # the rows it is scored on
+    notes: tuple[str, ...] = ()  # what to tell of these rows beside the scores
 
 
 Predictions = list[list[int]]
@@ -94,6 +96,7 @@ class Finetuned:
     predictions: dict[int, Predictions | UserError]  # by seed; the reason where the seed's loss was not finite
     train_rows: int  # trained on
     unseen: tuple[str, ...]  # classes of the head that none of those rows has
+    cuts: dict[str, Cuts]  # what was beyond max_length, in the rows trained on ('train') and scored ('test')
 
 
 def training_rows(data: TaskData, cfg: FinetuneConfig) -> np.ndarray:
@@ -149,7 +152,8 @@ def finetune(
     """
     examples = [data.task.encode_record(data.train[int(i)]) for i in training_rows(data, cfg)]
     if not examples:
-        raise UserError(f"task '{data.name}': no training row fits downstream.shots, {cfg.shots}; take more shots")
+        reason = f"fits downstream.shots, {cfg.shots}; take more shots" if cfg.shots else "is left; give it more rows"
+        raise UserError(f"task '{data.name}': no training row {reason}")
     keys = [jax.random.split(jax.random.key(seed)) for seed in chosen]  # of the start, of dropout
     starts = [start_params(model, data, spec, cfg.mode, key) for key, _ in keys]
     layer = frozen_layers(starts[0], cfg.mode, model.config.num_layers)
@@ -173,14 +177,25 @@ def finetune(
     for seed, loss, found in zip(chosen, np.asarray(losses), predictions):
         reason = f"task '{data.name}': the loss is {loss} after {cfg.steps} steps; lower the learning rates"
         outcomes[seed] = found if np.isfinite(loss) else UserError(reason)
-    return Finetuned(outcomes, len(examples), unseen(data.task, examples))
+    cuts = {"train": cuts_of(examples), "test": cuts_of(encoded(data.task, data.test))}
+    return Finetuned(outcomes, len(examples), unseen(data.task, examples), cuts)
+
+
+def encoded(task: Task, data: Rows) -> list[dict[str, Any]]:
+    """All rows, encoded by the task, in their order."""
+    return [task.encode_record(data[i]) for i in range(len(data))]
+
+
+def cuts_of(examples: Iterable[Mapping[str, Any]]) -> Cuts:
+    """What of encoded rows was beyond max_length."""
+    return Cuts.total(e["cuts"] for e in examples)
 
 
 def predict(
     recipe: seeds.Recipe, backbone: Mapping, flat: Mapping[str, jax.Array], data: TaskData, length: int
 ) -> list[Predictions]:
     """Predictions of every seed on the test rows, in their order; what is frozen is computed once for all seeds."""
-    examples = [data.task.encode_record(data.test[i]) for i in range(len(data.test))]
+    examples = encoded(data.task, data.test)
     ids = [e["ids"] for e in examples]
     features = Features(recipe.encoder, backbone, recipe.layer, ids, length, limit=0)
     layout = Layout.of(batches.TEST_ROWS, length)

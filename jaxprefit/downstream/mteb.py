@@ -16,7 +16,7 @@ import numpy as np
 from jaxprefit import lora
 from jaxprefit.downstream import batches, rows
 from jaxprefit.downstream.features import Features
-from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData
+from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData, cuts_of, encoded
 from jaxprefit.errors import UserError
 from jaxprefit.loading import Model
 
@@ -52,7 +52,12 @@ def classify(
                 found[draw] = UserError(f"task '{data.name}': {str(error).splitlines()[0]}")
         on_step(n)
     present = {labels[i] for i in chosen[0]}
-    return Finetuned(found, len(chosen[0]), tuple(label for label in data.task.labels if label not in present))
+    unseen = tuple(label for label in data.task.labels if label not in present)
+    cuts = {
+        "train": cuts_of(data.task.encode_record(train[int(i)]) for i in chosen[0]),
+        "test": cuts_of(encoded(data.task, data.test)),
+    }
+    return Finetuned(found, len(chosen[0]), unseen, cuts)
 
 
 def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]) -> np.ndarray:

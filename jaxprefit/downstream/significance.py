@@ -1,18 +1,27 @@
 """Is a difference between two systems more than luck? Tests on saved predictions and on scores.
 
-Over the sentences of one test set: `paired_bootstrap` (span F1, or accuracy) and `mcnemar` (accuracy). Over the seeds
-of one task: `almost_stochastic_order`. Over tasks and seeds: `crossed_bootstrap`. Over tasks: `wilcoxon`, and `holm`
-for the p-values of several comparisons.
+Over the sentences of one test set, and the seeds: `paired_bootstrap` (span F1, or accuracy); over the sentences alone:
+`mcnemar` (accuracy). Over the seeds of one task: `almost_stochastic_order`. Over one or two sources of variation, such
+as tasks and seeds: `mean_difference`. Over tasks by ranks: `wilcoxon`. `holm` adjusts the p-values of several
+comparisons.
 Which to use when: Dror et al., 2018, "The Hitchhiker's Guide to Testing Statistical Significance in NLP" (ACL).
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import scipy.special
 import scipy.stats
 
 from jaxprefit.errors import UserError
+
+ASO_BOUND = 0.2
+"""Of almost stochastic order, below which the first is larger (Ulmer et al., 2022). At 0.5, where the violation itself
+is balanced, three seeds a side without any difference fall below in one case of four."""
+ASO_SEEDS = 5
+"""Scores a side that it takes: with three, one case of nine without any difference falls below ASO_BOUND."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,47 +80,106 @@ def label_counts(gold: Sequence[str], predicted: Sequence[str]) -> np.ndarray:
 def paired_bootstrap(
     first: np.ndarray, second: np.ndarray, draws: int = 10_000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Difference of a corpus score recomputed on sentences drawn anew, the same for both systems.
+    """Difference of a corpus score on sentences and seeds drawn anew, the sentences the same for both systems.
 
     `first`, `second` are counts per sentence, [N, 3] (scored by `f1`) or [N, 2] (by `accuracy`). Seeds of one system
-    are stacked, [S, N, 3]: the score is then the mean over seeds, with the sentences drawn once for all. Percentile
-    interval; p-value as the doubled share of draws on the other side of zero, with 1 added to both counts (Efron and
-    Tibshirani, 1993, chapter 13; Berg-Kirkpatrick et al., 2012, for its use in NLP).
+    are stacked, [S, N, 3], or [P, S, N, 3] where S seeds of fine-tuning follow each of P of pre-finetuning: the score
+    is the mean over seeds. Those that count as drawn are the P, or the S where P is 1. Three seeds are too few to draw
+    from, so that a draw moves the mean over them by its standard error times Student's t. With one seed a side the
+    interval speaks of that seed's model alone. Percentile interval; p-value as the doubled share of draws on the other
+    side of zero, with 1 added to both counts (Efron and Tibshirani, 1993, chapter 13; Berg-Kirkpatrick et al., 2012,
+    for its use in NLP). Raises UserError where the sentences are not the same.
     """
-    a, b = (np.asarray(c)[None] if np.ndim(c) == 2 else np.asarray(c) for c in (first, second))
-    if a.shape[1:] != b.shape[1:]:
-        raise UserError(f"the two systems were not scored on the same sentences: {a.shape[1:]} and {b.shape[1:]}")
-    score = f1 if a.shape[-1] == 3 else accuracy
-    number = a.shape[1]
+    sides = [c.reshape((1,) * (4 - c.ndim) + c.shape) for c in map(np.asarray, (first, second))]  # [P, S, N, 2 or 3]
+    if sides[0].shape[2:] != sides[1].shape[2:]:
+        raise UserError(
+            f"the two systems were not scored on the same sentences: {sides[0].shape[2:]} and {sides[1].shape[2:]}"
+        )
     rng = np.random.default_rng(seed)
-    differences = np.empty(draws)
-    for begin in range(0, draws, 500):
-        # How often each sentence is drawn: sums of counts are then one matrix product.
-        times = rng.multinomial(number, np.full(number, 1 / number), size=min(500, draws - begin)).astype(float)
-        sums = [np.einsum("kn,snc->ksc", times, c.astype(float), optimize=True) for c in (a, b)]
-        differences[begin : begin + 500] = score(sums[0]).mean(1) - score(sums[1]).mean(1)
+    drawn = _redrawn(sides, draws, rng)
+    scores = [_seed_scores(c.sum(2)[None])[0] for c in sides]
+    observed = float(scores[0].mean() - scores[1].mean())
+    differences = drawn[0].mean(1) - drawn[1].mean(1)
+    error, freedom = _over_seeds(scores)
+    if error:
+        # What a sentence does to a single seed differs between seeds, and is in their spread already.
+        twice = sum(
+            float((x - x.mean(1, keepdims=True)).var(0).mean()) / (x.shape[1] - 1) for x in drawn if x[0].size > 1
+        )
+        rest = np.sqrt(max(0.0, 1 - twice / max(float(differences.var()), 1e-300)))
+        differences = observed + rest * (differences - observed) + error * rng.standard_t(freedom, draws)
     tail = (1 - level) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-    observed = float(score(a.sum(1)).mean() - score(b.sum(1)).mean())
     return Interval(observed, float(low), float(high), float(min(1.0, 2 * (beyond + 1) / (draws + 1))))
 
 
-def crossed_bootstrap(differences: np.ndarray, draws: int = 10_000, level: float = 0.95, seed: int = 0) -> Interval:
-    """The mean of paired differences [T, P, S] by task, pre-finetuning seed and fine-tuning seed, all drawn anew.
+def _redrawn(sides: Sequence[np.ndarray], draws: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Scores [draws, U] of each side by seed (`_seed_scores`), on sentences drawn anew; `sides` [P, S, N, 2 or 3]."""
+    # Sentences with equal counts everywhere are one kind, drawn as often as its members together.
+    number = sides[0].shape[2]
+    columns = np.concatenate([np.moveaxis(c, 2, 0).reshape(number, -1) for c in sides], 1)
+    _, first, members = np.unique(columns, axis=0, return_index=True, return_counts=True)
+    kinds = [c[:, :, first].astype(float) for c in sides]
+    parts = []
+    for begin in range(0, draws, 500):
+        # How often each is drawn: sums of counts are then one matrix product.
+        times = rng.multinomial(number, members / number, size=min(500, draws - begin)).astype(float)
+        parts.append([_seed_scores(np.einsum("kn,psnc->kpsc", times, c, optimize=True)) for c in kinds])
+    return [np.concatenate(side) for side in zip(*parts)]
 
-    The three are drawn independently, whole slices at a time (the pigeonhole bootstrap of Owen, 2007, which errs toward
-    wide intervals): the interval speaks of other tasks and seeds like these. An axis of length one adds no spread, and
-    few seeds tell little of theirs. Percentile interval and p-value as in `paired_bootstrap`.
+
+def _seed_scores(counts: np.ndarray) -> np.ndarray:
+    """[K, U] scores of summed counts [K, P, S, 2 or 3], by the seeds that count as drawn: the P, or the S of one P."""
+    scores = f1(counts) if counts.shape[-1] == 3 else accuracy(counts)
+    return scores.mean(2) if scores.shape[1] > 1 else scores[:, 0]
+
+
+def _over_seeds(scores: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Standard error of the difference of two systems' means over seeds [U], and its degrees of freedom (Welch)."""
+    parts = [(float(x.var(ddof=1)) / len(x), len(x) - 1) for x in scores if len(x) > 1]
+    variance = sum(v for v, _ in parts)
+    return variance**0.5, variance**2 / sum(v * v / df for v, df in parts) if variance else 1.0
+
+
+def mean_difference(differences: np.ndarray, margin: float = 0.0, level: float = 0.95) -> dict[str, Any]:
+    """The mean of paired differences with its interval and the p-value of `margin`, as JSON.
+
+    `differences` are [N], or [N, M] by two crossed sources of variation, both random, such as tasks and seeds, or seeds
+    and batches: the variance of the mean is the sum of what differs between the means of each, which counts the noise
+    of a single cell twice. Each source has its own Student's t, and the half widths add in squares: with few seeds that
+    keeps the level, where one t with Satterthwaite's degrees of freedom does not. Of one source it is the t test of
+    paired samples. A source of length one adds nothing: the interval then speaks of that one task or seed only, and
+    with one of each it is [None, None]. `p_value`, two-sided, is one minus the level at which the interval touches
+    `margin`; None without an interval.
     """
-    d = np.asarray(differences, float)
-    rng = np.random.default_rng(seed)
-    times = [rng.multinomial(n, np.full(n, 1 / n), size=draws) / n for n in d.shape]
-    means = np.einsum("kt,kp,ks,tps->k", *times, d, optimize=True)
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return Interval(float(d.mean()), float(low), float(high), float(min(1.0, 2 * (beyond + 1) / (draws + 1))))
+    d = np.asarray(differences, np.float64)
+    d = d.reshape(len(d), -1)
+    mean, parts = float(d.mean()), list[tuple[float, int]]()
+    for axis in (0, 1):
+        n = d.shape[axis]
+        if n > 1:
+            parts.append((float(d.mean(1 - axis).var(ddof=1)) / n, n - 1))
+    if not parts:
+        return {"difference": mean, "interval": [None, None], "p_value": None}
+    half = _half_width(parts, 1 - level)
+    return {"difference": mean, "interval": [mean - half, mean + half], "p_value": _p_value(parts, mean - margin)}
+
+
+def _half_width(parts: Sequence[tuple[float, int]], p: float) -> float:
+    """Of the interval at level 1 - p, from (variance, degrees of freedom) of each part."""
+    return float(np.sqrt(sum(scipy.special.stdtrit(df, p / 2) ** 2 * v for v, df in parts)))
+
+
+def _p_value(parts: Sequence[tuple[float, int]], distance: float) -> float:
+    """At which `_half_width` is the distance from the mean; 1e-12 for any smaller."""
+    if not distance or not any(v for v, _ in parts):
+        return float(distance == 0)
+    low, high = 1e-12, 1.0  # the width falls from high p to low
+    for _ in range(60):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if _half_width(parts, middle) > abs(distance) else (low, middle)
+    return high
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -137,14 +205,17 @@ def wilcoxon(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.n
     return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
-def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values by name (Holm, 1979): reject those at most alpha, and the chance of any false one is alpha."""
-    ordered = sorted(p_values, key=lambda name: p_values[name])
-    adjusted, largest = {}, 0.0
-    for i, name in enumerate(ordered):
-        largest = max(largest, min(1.0, (len(ordered) - i) * p_values[name]))
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Adjusted p-values by name (Holm, 1979): reject those at most alpha, and the chance of any false one is alpha.
+
+    None, of what was not tested, stays None and does not count.
+    """
+    tested = {name: p for name, p in p_values.items() if p is not None}
+    adjusted, largest = dict[str, float](), 0.0
+    for i, name in enumerate(sorted(tested, key=lambda name: tested[name])):
+        largest = max(largest, min(1.0, (len(tested) - i) * tested[name]))
         adjusted[name] = largest
-    return {name: adjusted[name] for name in p_values}
+    return {name: adjusted.get(name) for name in p_values}
 
 
 def violation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
@@ -169,14 +240,16 @@ def almost_stochastic_order(
     confidence: float = 0.95,
     draws: int = 1000,
     seed: int = 0,
-) -> float:
-    """Upper bound at `confidence` on `violation`: below 0.5, `first` is almost stochastically larger.
+) -> float | None:
+    """Upper bound at `confidence` on `violation`: below ASO_BOUND, `first` is almost stochastically larger.
 
-    Dror et al., 2019, "Deep Dominance: How to Properly Compare Deep Neural Models" (ACL); Ulmer et al., 2022, advise to
-    claim it only below 0.2. Scores are of one task, one per seed. The variance comes from a bootstrap of both samples;
-    with a few seeds a side it is itself uncertain.
+    None with fewer than ASO_SEEDS scores a side, which cannot decide it. Dror et al., 2019, "Deep Dominance: How to
+    Properly Compare Deep Neural Models" (ACL). Scores are of one task, one per seed. The variance comes from a
+    bootstrap of both samples.
     """
     a, b = np.asarray(first, float), np.asarray(second, float)
+    if min(len(a), len(b)) < ASO_SEEDS:
+        return None
     rng = np.random.default_rng(seed)
     observed = violation(a, b)
     scale = np.sqrt(len(a) * len(b) / (len(a) + len(b)))

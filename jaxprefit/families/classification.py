@@ -5,6 +5,7 @@ arXiv 2212.03533). The negatives are those of the whole batch, over all devices 
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text
+from jaxprefit.data.cuts import Cuts
+from jaxprefit.data.encode import counted_text, special_ends
 from jaxprefit.data.packing import Packing
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.families.info_nce import Texts, clipped_scale, truncated_info_nce
@@ -28,8 +30,8 @@ from jaxprefit.pretrained import Pretrained
 @dataclasses.dataclass(frozen=True)
 class ClassificationFamily(Family):
     """Batch: input_ids, segments [R, L] int32; a_slot, b_slot [N] int32, where the pooled vectors of each pair stand;
-    a_key, b_key [N] int32, equal for equal texts; valid [N] bool, False where there is no pair. With hard negatives
-    also c_slot, c_key, c_valid [N]. N = layout.slots // 2."""
+    a_key, b_key [N] int32, equal for texts of equal tokens; valid [N] bool, False where there is no pair. With hard
+    negatives also c_slot, c_key, c_valid [N]. N = layout.slots // 2."""
 
     name = "tc"
     kind = "pairs"
@@ -67,6 +69,17 @@ class ClassificationFamily(Family):
         """Side of a pair in a batch -> its field in a record."""
         return {"a": "a", "b": "b"} | ({"c": "negative"} if self.negatives else {})
 
+    @property
+    def texts_per_example(self) -> int:
+        return len(self.sides)
+
+    @functools.cached_property
+    def prefix_ids(self) -> dict[str, list[int]]:
+        """Prefix -> its tokens with the opening special ones, which every text that it is put before begins with."""
+        closing = special_ends(self.tokenizer.encode("a"))[1]
+        encoded = {prefix: self.tokenizer.encode(prefix).ids for prefix in self.prefixes}
+        return {prefix: ids[: len(ids) - closing] for prefix, ids in encoded.items()}
+
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         """The logarithm of the logits' scale where the temperature is learned; else nothing, since the sentence vector
         is the pooled hidden state itself."""
@@ -75,9 +88,24 @@ class ClassificationFamily(Family):
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         texts = [record[field] for field in self.sides.values() if record.get(field)]
         prefixes = self.prefixes[0], self.prefixes[1], self.prefixes[1]
-        ids = (encode_text(self.tokenizer, prefix + t, self.max_length) for prefix, t in zip(prefixes, texts))
+        pairs = [*zip(prefixes, texts)]
+        encoded = [counted_text(self.tokenizer, prefix + text, self.max_length) for prefix, text in pairs]
+        keys = (self._key(ids, prefix) for (ids, _), (prefix, _) in zip(encoded, pairs))
+        return {
+            "texts": tuple(ids for ids, _ in encoded),
+            "keys": tuple(keys),
+            "cuts": Cuts.total(cuts for _, cuts in encoded),
+        }
+
+    def _key(self, ids: np.ndarray, prefix: str) -> int:
+        """A number of the tokens as cut: texts that the encoder sees alike are one text, whatever they were before.
+
+        The prefix is left out, so that a text is the same on both sides of a pair.
+        """
+        before = self.prefix_ids[prefix]
+        tokens = ids[len(before) :] if ids[: len(before)].tolist() == before else ids
         # 32 bits: a chance collision in a batch only drops one negative.
-        return {"texts": tuple(ids), "keys": tuple(zlib.crc32(t.encode()) & 0x7FFFFFFF for t in texts)}
+        return zlib.crc32(tokens.astype("<i4").tobytes()) & 0x7FFFFFFF
 
     def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
         pairs = packing.layout.slots // 2

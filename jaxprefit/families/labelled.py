@@ -17,7 +17,7 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text
+from jaxprefit.data.encode import counted_text
 from jaxprefit.data.packing import Packing
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
@@ -66,7 +66,8 @@ class LabelledFamily(Family):
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         index = list(self.sets).index(source)
         label = int(self.sizes[:index].sum()) + self.sets[source].index(record["label"])
-        return {"texts": (encode_text(self.tokenizer, record["text"], self.max_length),), "set": index, "label": label}
+        ids, cuts = counted_text(self.tokenizer, record["text"], self.max_length)
+        return {"texts": (ids,), "set": index, "label": label, "cuts": cuts}
 
     def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
         most = packing.layout.slots

@@ -2,7 +2,8 @@
 
 Whole words are masked, anew each time a text is seen (RoBERTa, arXiv 1907.11692). Of the chosen words 80 % are replaced
 by [MASK], 10 % by random tokens, 10 % stay. With `masking='tfidf'` a word is chosen the more readily the larger its
-tf * idf, so that what a text is about is predicted more often than its function words.
+tf * idf, so that what a text is about is predicted more often than its function words. How many tokens a word has plays
+no part in either case.
 
 A text longer than `max_length` gives a window of it, drawn anew each time and cut between words. The decoder is tied
 to the encoder's word table and sees only the predicted positions, of which a row has a fixed number of places.
@@ -22,6 +23,7 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
+from jaxprefit.data.cuts import Cuts
 from jaxprefit.data.encode import special_ends
 from jaxprefit.data.packing import Packing
 from jaxprefit.encoder import gelu
@@ -34,6 +36,7 @@ MASKED, RANDOM = 0.8, 0.1  # shares of the chosen words; the rest stays as it is
 HEADROOM = 1.25  # places for predictions in a row, over the number expected in a full one
 NORM_EPS = 1e-12  # as BERT's
 COUNTED = 20_000  # texts that document frequencies are taken from
+CHECKED = 100  # texts of a source in which a word is looked for
 NO_WORD = -1  # a special token's word
 _LEFT, _MASKED, _RANDOM, _KEPT = range(4)  # what becomes of a word: not chosen, or chosen and ...
 
@@ -46,6 +49,7 @@ class MlmFamily(Family):
     name = "mlm"
     kind = "text"
     accumulates = True
+    windows = True
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -73,12 +77,24 @@ class MlmFamily(Family):
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         ordinary = np.asarray(sorted(set(tokenizer.get_vocab().values()) - special), np.int32)
         family = cls(tokenizer, config["max_length"], config["mask_share"], mask_id, ordinary, None)
+        for source in sources:
+            family._check_words(source)
         if config["masking"] == "uniform":
             return family
         documents = _sample(sources)
         frequency = Counter(w for d in documents for w in set(_words(*family._encode(d)).values()))
         idf = {word: math.log((1 + len(documents)) / (1 + n)) + 1 for word, n in frequency.items()}
         return dataclasses.replace(family, idf=idf, idf_unseen=math.log(1 + len(documents)) + 1)
+
+    def _check_words(self, source: Prepared) -> None:
+        """Raises UserError for a source of whose texts the tokenizer knows no word: nothing is predicted there."""
+        every = max(1, len(source) // CHECKED)
+        texts = [source[i]["text"] for i in range(0, len(source), every)][:CHECKED]
+        if not any((self._encode(text)[1] != NO_WORD).any() for text in texts):
+            raise UserError(
+                f"source '{source.name}': the tokenizer knows no word of {len(texts)} of its texts, so that there is "
+                "nothing to predict; take a tokenizer for this language or script, or other text"
+            )
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         d = start.config.hidden_size
@@ -90,7 +106,7 @@ class MlmFamily(Family):
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         """'texts': the whole text's ids, uncut; 'words' [n]: which word a token belongs to, NO_WORD if special;
-        'weights' [number of words]: how readily each is chosen."""
+        'weights' [number of words]: how readily each is chosen. What is 'cuts' is said when `draw` takes a window."""
         ids, words = self._encode(record["text"])
         weights = np.ones(words.max(initial=NO_WORD) + 1)
         if self.idf is not None:
@@ -117,7 +133,13 @@ class MlmFamily(Family):
         random = self.ordinary[rng.integers(len(self.ordinary), size=len(ids))]
         masked = np.select([fate == _MASKED, fate == _RANDOM], [np.int32(self.mask_id), random], ids)
         positions = np.flatnonzero(fate != _LEFT)
-        return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions]}
+        cuts = self._cuts(example["texts"][0], example["words"], words)
+        return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions], "cuts": cuts}
+
+    def _cuts(self, ids: np.ndarray, words: np.ndarray, inside: np.ndarray) -> Cuts:
+        """What is outside a window of a text; `inside` are the entries of `words` in the window."""
+        number, begun = (len(np.setdiff1d(w, [NO_WORD])) for w in (words, inside))
+        return Cuts(1, int(len(ids) > self.max_length), number, number - begun)
 
     def _window(self, ids: np.ndarray, words: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """At most `max_length` tokens, between the special tokens that open and close a text, if any; begins at a word
@@ -138,15 +160,16 @@ class MlmFamily(Family):
         return ids[inside], words[inside]
 
     def _choose(self, words: np.ndarray, weights: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Words in random order, by weight, until `mask_share` of the tokens: that many on average, exactly."""
+        """The numbers of the words to predict, each with its probability of `inclusion`.
+
+        Systematic sampling (Madow, 1949): probabilities are laid end to end, and a word is taken where its stretch
+        holds one of the points 1, 2, ... counted from a random start. Words lie in order of their size, those of one
+        size in random order, so that the number of tokens hardly varies between draws.
+        """
         numbers, sizes = np.unique(words[words != NO_WORD], return_counts=True)
-        # Smallest exponentials of rate w: drawing without replacement with probability w (Efraimidis and Spirakis).
-        order = np.argsort(rng.exponential(size=len(numbers)) / weights[numbers])
-        before = np.cumsum(sizes[order]) - sizes[order]
-        wanted = self.mask_share * sizes.sum()
-        # The word that crosses the limit is taken with the probability that makes the mean right.
-        taken = before + rng.random() * sizes[order] < wanted
-        return numbers[order[taken]]
+        order = np.lexsort((rng.random(len(numbers)), sizes))
+        ends = np.cumsum(inclusion(weights[numbers], sizes, self.mask_share)[order]) + rng.random()
+        return numbers[order[np.diff(np.floor(ends), prepend=0.0) > 0]]
 
     def places(self, length: int) -> int:
         """Places for predictions in a row of `length` tokens."""
@@ -179,6 +202,18 @@ class MlmFamily(Family):
     def counts(self, batch: Mapping) -> dict[str, jax.Array]:
         predicted = batch["valid"].sum()
         return {"loss": predicted, "accuracy": predicted}
+
+
+def inclusion(weights: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
+    """Probability [W] that each word is chosen: in proportion to `weights` [W], but at most 1, and such that `share` of
+    the tokens are chosen on average. With equal weights it is `share` for every word. `sizes` [W] are in tokens."""
+    certain = np.zeros(len(weights), bool)
+    while True:
+        left = share * sizes.sum() - sizes[certain].sum()
+        p = np.where(certain, 1.0, weights * left / max((weights * sizes)[~certain].sum(), 1e-30))
+        if not (above := (p > 1) & ~certain).any():
+            return p
+        certain |= above
 
 
 def decode(head: Mapping, table: jax.Array, hidden: jax.Array) -> jax.Array:

@@ -24,7 +24,7 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_words
+from jaxprefit.data.encode import counted_words
 from jaxprefit.data.packing import Packing
 from jaxprefit.encoder import unit
 from jaxprefit.families.base import Encode, Family
@@ -87,12 +87,12 @@ class NerFamily(Family):
         }
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        ids, first = encode_words(self.tokenizer, record["tokens"], self.max_length)
+        ids, first, cuts = counted_words(self.tokenizer, record["tokens"], record["tags"], self.max_length)
         labels = np.full(len(ids), IGNORE, np.int32)
         index = self.vocabulary.index[source]
         for tag, position in zip(record["tags"], first):  # words past max_length have no position
             labels[position] = OUTSIDE if tag == "O" else index[tag[2:]]
-        return {"texts": (ids,), "labels": labels, "source": source}
+        return {"texts": (ids,), "labels": labels, "source": source, "cuts": cuts}
 
     def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
         layout = packing.layout

@@ -23,6 +23,7 @@ from jaxprefit.data.packing import Layout, packed
 from jaxprefit.encoder import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families.teacher import Teacher
+from jaxprefit.paths import user_path
 
 ROWS = 32  # of a batch in which vectors are computed
 
@@ -64,7 +65,7 @@ def cached(
     `texts_of(record, source)` gives a record's ids. The folder appears whole or not at all.
     """
     named = [teacher.fingerprint, str(max_length), *sorted(p.directory.name for p in sources)]
-    folder = pathlib.Path(parent) / f"teacher_{hashlib.sha256(' '.join(named).encode()).hexdigest()[:16]}"
+    folder = user_path(parent) / f"teacher_{hashlib.sha256(' '.join(named).encode()).hexdigest()[:16]}"
     if not folder.exists():
         temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)

@@ -7,6 +7,8 @@ from jaxprefit.surgery.base import RIDGE, correlation
 
 NASH_ITERATIONS = 30
 PARALLEL = 1e-5  # eigenvalues of a correlation matrix below it are noise of float32
+SINGULAR = 1e-6  # the same, over the largest, where no inverse is taken
+SWEEPS = 8  # of rotations over all pairs; five gradients need about five
 
 
 def imtl_g(gram: jax.Array) -> jax.Array:
@@ -61,18 +63,58 @@ def nash_mtl(gram: jax.Array) -> jax.Array:
 def aligned_mtl(gram: jax.Array) -> jax.Array:
     """The sum of gradients made orthogonal and equally long: as long as the smallest singular value of the original.
 
-    Aligned-MTL, Senushkin et al., 2023 (CVPR), arXiv 2305.19000.
+    Aligned-MTL, Senushkin et al., 2023 (CVPR), arXiv 2305.19000. As there, directions that are numerically no part of
+    the gradients' span do not count as singular values: here those in which unit gradients differ by less than float32
+    can tell (`SINGULAR`), however much the gradients' lengths differ.
     """
     return balance(gram).sum(0)
 
 
 def balance(gram: jax.Array) -> jax.Array:
     """B [F, F], of which row i times the gradients is family i's balanced gradient. B M B = lambda_min on M's range."""
-    values, vectors = jnp.linalg.eigh(gram / jnp.maximum(jnp.trace(gram), 1e-30))
-    kept = values > 1e-6 * jnp.maximum(values[-1], 1e-6)
-    least = jnp.min(jnp.where(kept, values, 1.0))
-    scale = jnp.where(kept, jnp.sqrt(least / jnp.where(kept, values, 1.0)), 0.0)
-    return (vectors * scale) @ vectors.T
+    norms, cosines, alive = correlation(gram)
+    values, vectors = jnp.linalg.eigh(cosines)
+    kept = values > SINGULAR * values[-1]
+    rank = kept.sum() - (~alive).sum()  # a gradient that is zero has a direction of its own in `cosines`
+    # The gradients in coordinates of their span, one a column: unit vectors first, then times their lengths.
+    units = jnp.where(kept, jnp.sqrt(jnp.maximum(values, 0.0)), 0.0)[:, None] * vectors.T
+    lengths = jnp.where(alive, norms, 0.0)
+    singular, left = _singular(units * lengths / jnp.maximum(lengths.max(), 1e-30))
+    inside = jnp.argsort(jnp.argsort(-singular)) < rank
+    least = jnp.min(jnp.where(inside, singular, jnp.inf))
+    scale = jnp.where(inside, least / jnp.where(inside, singular, 1.0), 0.0)
+    return (left * scale) @ left.T
+
+
+def _singular(columns: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Singular values [F] and right singular vectors [F, F], as columns, of a matrix [F, F].
+
+    One-sided Jacobi rotations, which make the columns orthogonal in pairs. Where columns of different length are
+    otherwise far from parallel, each value keeps the relative accuracy of float32 (Demmel and Veselic, 1992), while
+    methods that first reduce the whole matrix, as LAPACK's, lose those below 1e-7 of the largest.
+    """
+    n = columns.shape[1]
+    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
+
+    def sweep(_: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        a, v = state
+        for i, j in pairs:
+            product = a[:, i] @ a[:, j]
+            ratio = (a[:, j] @ a[:, j] - a[:, i] @ a[:, i]) / jnp.where(product == 0, 1.0, 2 * product)
+            tangent = jnp.where(ratio < 0, -1.0, 1.0) / (jnp.abs(ratio) + jnp.hypot(ratio, 1.0))
+            tangent = jnp.where(product == 0, 0.0, tangent)
+            cosine = jax.lax.rsqrt(1 + tangent**2)
+            a, v = (_rotated(x, i, j, cosine, cosine * tangent) for x in (a, v))
+        return a, v
+
+    columns, vectors = jax.lax.fori_loop(0, SWEEPS, sweep, (columns, jnp.eye(n)))
+    return jnp.linalg.norm(columns, axis=0), vectors
+
+
+def _rotated(x: jax.Array, i: int, j: int, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    """`x` with its columns i and j turned into each other."""
+    first, second = cosine * x[:, i] - sine * x[:, j], sine * x[:, i] + cosine * x[:, j]
+    return x.at[:, i].set(first).at[:, j].set(second)
 
 
 def _equal_angles(gram: jax.Array) -> jax.Array:

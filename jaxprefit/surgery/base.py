@@ -14,16 +14,18 @@ RIDGE = 1e-6  # added to the diagonal of a correlation matrix before it is inver
 class Method(NamedTuple):
     """weights(gram [F, F], losses [F], state) -> (w [F], the next state), and init(F) -> the first state.
 
-    A state is a pytree of float32 arrays, of which every axis runs over the families; () for most methods.
+    A state is a pytree of float32 arrays, of which every axis runs over the families; () for most methods. A method
+    that does not read the Gram matrix, but the losses only, says so.
     """
 
     weights: Callable[[jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
     init: Callable[[int], Any] = lambda families: ()
+    reads_gram: bool = True
 
 
-def stateless(weights: Callable[[jax.Array], jax.Array]) -> Method:
+def stateless(weights: Callable[[jax.Array], jax.Array], reads_gram: bool = True) -> Method:
     """A method that is a pure function of the Gram matrix."""
-    return Method(lambda gram, losses, state: (weights(gram), state))
+    return Method(lambda gram, losses, state: (weights(gram), state), reads_gram=reads_gram)
 
 
 def correlation(gram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -1,8 +1,11 @@
-"""Methods that weigh by the losses and learn their weights beside the model, by gradient descent.
+"""Methods that weigh by the losses and learn their weights beside the model: FAMO by Adam, the others by plain descent.
 
-The papers multiply losses. Here, as for every other method, the weights scale the clipped gradients of the shared
-parameters only: what one family trains alone stays as it is, and Adam would undo a scale there. Losses are those before
+The papers multiply losses. Here, as for every other method, the weights scale the gradients of the shared parameters
+only: what one family trains alone stays as it is, and Adam would undo a scale there. Losses are those before
 `loss_weight`. Uncertainty weighting and FAMO do not look at the Gram matrix, so their scopes are the same.
+
+A loss that is not finite never enters what is learned: the aggregator leaves the state of that step as it was. The run
+ends there (`run.nonfinite=stop`), or goes on without the step (`skip`).
 """
 
 import jax
@@ -10,8 +13,9 @@ import jax.numpy as jnp
 
 from jaxprefit.surgery.base import correlation
 
-RATE = 0.025  # of the descent, as in FAMO
-FAMO_DECAY = 1e-3
+RATE = 0.025  # of the descent; in FAMO of Adam, as in the authors' code
+FAMO_DECAY = 1e-3  # gamma in the paper's equation 9
+ADAM = 0.9, 0.999, 1e-8  # decay of the mean and of the square, epsilon
 GRADNORM_ALPHA = 1.5  # how strongly a family that lags behind is helped
 _RANGE = (1e-8, 1e8)  # of a loss, for its logarithm and ratio
 
@@ -33,23 +37,36 @@ def uncertainty(gram: jax.Array, losses: jax.Array, state: dict) -> tuple[jax.Ar
 
 
 def init_famo(families: int) -> dict[str, jax.Array]:
-    """Even weights of the log losses, and no loss seen yet."""
-    return {"logits": jnp.zeros(families), "previous": jnp.zeros(families)}
+    """Even weights of the log losses, no loss seen yet, and Adam's moments and counts at 0."""
+    return {name: jnp.zeros(families) for name in ("logits", "previous", "mean", "square", "count")}
 
 
 def famo(gram: jax.Array, losses: jax.Array, state: dict) -> tuple[jax.Array, dict]:
     """w_i proportional to z_i / L_i with sum 1, z = softmax(logits): a descent of sum_i z_i log L_i. A family whose
     log loss has fallen more than the others' since the step before gets a smaller logit.
 
-    FAMO, Liu et al., 2023, arXiv 2306.03792. They take the loss of the same batch after the step, a second forward
-    pass; here it is the next batch's, so that logits also follow the noise of batches.
+    FAMO, Liu et al., 2023, arXiv 2306.03792, algorithm 1 with Adam on the logits, as in the authors' code. One thing
+    differs: they take the loss of the same batch after the step, a second forward pass; here it is the next batch's.
+    The difference between two batches then moves the logits too: from step to step it nearly cancels, and Adam, which
+    divides by the slope's size, makes it the larger part of each single step.
     """
     now, previous = jnp.clip(losses, *_RANGE), state["previous"]
-    fallen = jnp.where(previous > 0, jnp.log(jnp.where(previous > 0, previous, 1.0)) - jnp.log(now), 0.0)
+    seen = previous > 0
+    fallen = jnp.where(seen, jnp.log(jnp.where(seen, previous, 1.0)) - jnp.log(now), 0.0)
     z = jax.nn.softmax(state["logits"])
     slope = z * (fallen - z @ fallen) + FAMO_DECAY * state["logits"]
-    logits = state["logits"] - RATE * slope
-    return jax.nn.softmax(logits - jnp.log(now)), {"logits": logits, "previous": now}
+    learned = {name: state[name] for name in ("logits", "mean", "square", "count")}
+    learned = jax.tree.map(lambda new, old: jnp.where(seen, new, old), _adam(learned, slope), learned)
+    return jax.nn.softmax(learned["logits"] - jnp.log(now)), {**learned, "previous": now}
+
+
+def _adam(state: dict, slope: jax.Array) -> dict:
+    """One step of Adam (arXiv 1412.6980) on the logits. A family counts its own steps, as it may be absent in some."""
+    b1, b2, eps = ADAM
+    count = state["count"] + 1
+    mean, square = b1 * state["mean"] + (1 - b1) * slope, b2 * state["square"] + (1 - b2) * slope**2
+    step = mean / (1 - b1**count) / (jnp.sqrt(square / (1 - b2**count)) + eps)
+    return {"logits": state["logits"] - RATE * step, "mean": mean, "square": square, "count": count}
 
 
 def init_gradnorm(families: int) -> dict[str, jax.Array]:
