@@ -15,6 +15,7 @@ import run
 import jaxprefit
 from experiments import conflict, downstream, prefinetune
 from jaxprefit.errors import UserError
+from jaxprefit.pretrained import load_pretrained
 
 PAIRS = "".join(json.dumps({"a": f"question {i}", "b": f"answer {i}"}) + "\n" for i in range(40))
 NER = json.dumps({"tokens": ["Ada", "waits"], "tags": ["B-PER", "O"]}) + "\n"
@@ -206,6 +207,20 @@ def test_load_of_what_is_no_model(finished: Path, tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(lambda: jaxprefit.load(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     assert "no complete checkpoint" in refusal(lambda: jaxprefit.load(tmp_path))
+
+
+def test_a_run_is_found_by_a_link_to_its_step_and_by_its_checkpoints(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(finished / "checkpoints" / "1")
+    (tmp_path / "run").symlink_to(finished)
+    for path in (tmp_path / "latest", tmp_path / "run", finished / "checkpoints"):
+        assert jaxprefit.load(path).meta["step"] == 1
+
+
+def test_a_run_is_no_start_encoder(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(finished / "checkpoints" / "1")
+    for path in (finished, finished / "checkpoints", finished / "checkpoints" / "1", tmp_path / "latest"):
+        message = refusal(lambda: load_pretrained(path))  # noqa: B023 (called at once)
+        assert str(path) in message and "export" in message
 
 
 def test_unknown_adapter(finished: Path, plain: Path, tmp_path: Path) -> None:
