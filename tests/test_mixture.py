@@ -279,9 +279,9 @@ def test_an_error_while_a_batch_is_made_ends_the_stream_that_is_read(parts: list
         def encode_record(self, record: Any, source: str) -> dict[str, Any]:
             return {**super().encode_record(record, source), "texts": (np.ones(33, np.int32),) * 2}
 
-    with contextlib.closing(mixture(Longer(LOWER, 16, 0.05), parts, SHARES, LAYOUT, 0)) as stream:
-        with pytest.raises(UserError, match="a batch of tc is empty"):
-            next(stream)
+    stream = mixture(Longer(LOWER, 16, 0.05), parts, SHARES, LAYOUT, 0)
+    with contextlib.closing(stream), pytest.raises(UserError, match="a batch of tc is empty"):
+        next(stream)
 
 
 def test_batches_say_which_source_a_text_comes_from(tmp_path: Path) -> None:
