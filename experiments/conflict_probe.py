@@ -21,6 +21,7 @@ from jaxprefit.data.cuts import Cuts, sentence
 from jaxprefit.loading import Model
 from jaxprefit.paths import user_path
 from jaxprefit.sharding import check_rows, make_mesh, put_batch, put_state
+from jaxprefit.surgery import METHODS
 from jaxprefit.terminal import progress_bar
 
 
@@ -37,14 +38,15 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
         for name in families
     }
     streams = family_data.streams(data, families, saved, config.conflict.seed + 7919)
+    joint = optimizer.clipped(METHODS[saved.aggregator].reads_gram) == "combined"
     drawn: dict[str, dict[str, int]] = {}  # by family: examples by source
     factors: dict[str, list[float]] = {name: [] for name in families}
 
     def gradient(name: str, batch: mixture.Drawn) -> Flat:
-        """Of all that the family touches; its factor in the run's step, by loss weight and clipping, is kept."""
+        """Of all that the family touches; its own factor in the run's step, by loss weight and clipping, is kept."""
         drawn[name] = batch.examples
         found = gradients[name](flat, put_batch(mesh, batch.batch))
-        clipped = min(1.0, optimizer.clip_norm / max(float(optax.global_norm(found)), 1e-12))
+        clipped = 1.0 if joint else min(1.0, optimizer.clip_norm / max(float(optax.global_norm(found)), 1e-12))
         factors[name].append(saved.data[name].loss_weight * clipped)
         return found
 
@@ -61,6 +63,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     repeated = repeated_families(drawn, rows)
     plain = found["tangent"] if directions else found["gradient"]
     means = np.asarray([np.mean(factors[name]) for name in families])
+    if joint:
+        whole = gram.regroup(found["gradient"], gram.GROUPINGS["whole"])["whole"]
+        means = means * _combined_factor(whole.rounds, means, optimizer.clip_norm)
     section = {
         "rounds": rounds,
         "batch_tokens": {name: family_data.layout(saved, name).tokens for name in families},
@@ -107,6 +112,12 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     }
     np.savez(workdir / "grams.npz", **arrays)
     return section
+
+
+def _combined_factor(rounds: np.ndarray, weights: np.ndarray, clip_norm: float) -> float:
+    """Mean factor that clips the sum of weighted gradients, over batches of `conflict.probe.Grams.rounds`."""
+    squares = np.einsum("i,niaja,j->na", weights, rounds, weights)
+    return float(np.minimum(1.0, clip_norm / np.sqrt(np.maximum(squares, 1e-24))).mean())
 
 
 def repeated_families(drawn: Mapping[str, Mapping[str, int]], rows: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -27,7 +27,7 @@ from rich.table import Table
 from experiments import family_data, wiring
 from experiments.checks import check
 from experiments.workdirs import owned
-from jaxprefit import cli, loop, train
+from jaxprefit import checkpoint_meta, cli, loop, train
 from jaxprefit.checkpoints import PLACES, Checkpoints
 from jaxprefit.data.cuts import Cuts, sentence, share
 from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
@@ -138,8 +138,8 @@ def finished(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None
     """
     if not ((workdir / "summary.json").exists() and (workdir / "config.json").exists()):
         return None
-    then = ConfigDict(read_json(workdir / "config.json"))
-    before, now = (flatten_dict(wiring.saved_config(c), sep=".") for c in (then, config))
+    checkpoint_meta.complete(then := read_json(workdir / "config.json"))
+    before, now = (flatten_dict(wiring.saved_config(c), sep=".") for c in (ConfigDict(then), config))
     same = all(before.get(key) == now.get(key) for key in before.keys() | now.keys() if key not in PLACES)
     return read_json(workdir / "summary.json") if same else None
 

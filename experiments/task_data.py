@@ -15,6 +15,7 @@ from jaxprefit.downstream import rows
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
 
+FEW_ROWS = 3  # fewer equal rows are no sign that one file stands for both
 TOLD_SHARE = 0.05  # of the scored rows that are trained on: below it, chance repetitions of short texts
 
 
@@ -71,11 +72,12 @@ def _test_rows(source: str, kind: str, root: str, cache: str) -> Prepared | None
 def check_differ(source: str, parts: Mapping[str, Prepared]) -> float:
     """The share of the second part's rows that stand in the first, two parts of one task by what they are for.
 
-    Raises UserError where both hold the same rows, in whatever order.
+    Raises UserError where both hold the same rows, in whatever order; fewer than FEW_ROWS may agree by chance, as in
+    an example, and are told.
     """
     (one, first), (other, second) = parts.items()
     share, same = overlap(first.directory, second.directory)
-    if same:
+    if same and len(second) >= FEW_ROWS:
         raise UserError(
             f"task '{source}': its {other} rows are its {one} rows; name a folder with rows of its own for each"
         )

@@ -139,6 +139,7 @@ def check(workdir: pathlib.Path, program: str) -> None:
             raise UserError(f"{workdir} is inside {folder}, where a run keeps its own files; give another --workdir")
     try:
         entries = {p.name for p in workdir.iterdir()} - NOT_COUNTED if workdir.exists() else set()
+        entries = {name for name in entries if not name.startswith(f".{MARKER}.")}  # another process writes it now
     except OSError as e:
         raise UserError(f"{workdir} cannot be read ({e.strerror}); give another --workdir") from e
     if not entries or program in _marked(workdir) or _holds(workdir, PROGRAMS[program].results):

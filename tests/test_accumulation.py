@@ -97,11 +97,12 @@ def test_gradients_loss_and_metrics_are_those_of_the_whole_batch(kind: str) -> N
     assert max(counts) > 1.2 * min(counts), "the mean of means would be another loss"
 
 
-def test_gram_matrices_and_norms_are_those_of_the_large_batch() -> None:
+@pytest.mark.parametrize("clip", ["families", "combined"])
+def test_gram_matrices_and_norms_are_those_of_the_large_batch(clip: str) -> None:
     """Of a step of two families: accumulation comes before clipping."""
     chosen = {"ner": families()["sigmoid"], "mlm": families()["mlm"]}
     strategy = strategies.make("naive", chosen, chosen["ner"].constants)
-    cfg = optim.OptimizerConfig(clip_norm=0.1)
+    cfg = optim.OptimizerConfig(clip=clip, clip_norm=0.1)
     heads = {name: f.init_head(jax.random.key(1), start()) for name, f in chosen.items()}
     params = {"backbone": start().params, "head": heads}
     batches = {name: batch(f) for name, f in chosen.items()}

@@ -15,6 +15,7 @@ import run
 import jaxprefit
 from experiments import conflict, downstream, prefinetune
 from jaxprefit.errors import UserError
+from jaxprefit.pretrained import load_pretrained
 
 PAIRS = "".join(json.dumps({"a": f"question {i}", "b": f"answer {i}"}) + "\n" for i in range(40))
 NER = json.dumps({"tokens": ["Ada", "waits"], "tags": ["B-PER", "O"]}) + "\n"
@@ -74,6 +75,10 @@ SETTINGS = {
     "short rows": ({"data.ner.row_length": 15}, "data.ner.row_length is 15", "max_length, 16"),
     "strange exhaustion": ({"data.tc.exhaustion": "end"}, "data.tc.exhaustion is 'end'", "repeat"),
     "no steps": ({"optimizer.steps": 0}, "optimizer.steps"),
+    "unknown clip": ({"optimizer.clip": "family"}, "optimizer.clip is 'family'", "families, combined"),
+    "surgery on clipped": ({"optimizer.clip": "families", "aggregator": "mgda"}, "aggregator 'mgda'", "clip=combined"),
+    "no average": ({"aggregator": "pcgrad", "aggregator_decay": 1.0}, "aggregator_decay is 1.0", "[0, 1)"),
+    "nothing to average": ({"aggregator_decay": 0.9}, "aggregator_decay is 0.9", "'sum' reads no Gram matrix"),
     "long warm-up": ({"optimizer.warmup_steps": 4}, "optimizer.warmup_steps"),
     "no heads": ({"model.heads": 0}, "model.heads is 0"),
     "no width": ({"model.hidden": 0}, "model.hidden is 0"),
@@ -202,6 +207,20 @@ def test_load_of_what_is_no_model(finished: Path, tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(lambda: jaxprefit.load(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     assert "no complete checkpoint" in refusal(lambda: jaxprefit.load(tmp_path))
+
+
+def test_a_run_is_found_by_a_link_to_its_step_and_by_its_checkpoints(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(finished / "checkpoints" / "1")
+    (tmp_path / "run").symlink_to(finished)
+    for path in (tmp_path / "latest", tmp_path / "run", finished / "checkpoints"):
+        assert jaxprefit.load(path).meta["step"] == 1
+
+
+def test_a_run_is_no_start_encoder(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to(finished / "checkpoints" / "1")
+    for path in (finished, finished / "checkpoints", finished / "checkpoints" / "1", tmp_path / "latest"):
+        message = refusal(lambda: load_pretrained(path))  # noqa: B023 (called at once)
+        assert str(path) in message and "export" in message
 
 
 def test_unknown_adapter(finished: Path, plain: Path, tmp_path: Path) -> None:

@@ -80,8 +80,10 @@ def test_same_seed_same_trend(report: Path, naive: Path, cache: Path, tmp_path: 
     assert all(first[section] == second[section] for section in ("run", "online"))
 
 
-def test_a_stopped_family_moves_nothing_in_its_block(cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("clip", ["families", "combined"])
+def test_a_stopped_family_moves_nothing_in_its_block(clip: str, cache: Path, tmp_path: Path) -> None:
     c = config(cache)
+    c.optimizer.clip = clip
     parts = wiring.make_run(c, tmp_path)
     streams = family_data.streams(parts.data, parts.setup.families, c, c.seed)
     batches = {name: next(stream).batch for name, stream in streams.items()}

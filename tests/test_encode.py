@@ -6,8 +6,9 @@ import tokenizers
 from golden.model_files import VOCABULARY, tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
-from jaxprefit.data.encode import encode_text, encode_words, pad_ids
+from jaxprefit.data.encode import batches_by_length, encode_text, encode_words, pad_ids
 
 LOWER, CASED = tokenizer(), tokenizer(lower=False)
 # As LOWER, but its special tokens are not registered as such, as in a tokenizer made from a bare vocabulary.
@@ -81,6 +82,53 @@ def test_a_long_text_is_cut_before_its_last_special_token() -> None:
 def test_any_text_can_be_encoded(text: str, max_length: int) -> None:
     ids = encode_text(LOWER, text, max_length)
     assert 2 <= len(ids) <= max_length and ids.dtype == np.int32 and (ids[0], ids[-1]) == (CLS, SEP)
+
+
+def ending(*closing: str, opening: tuple[str, ...] = ()) -> tokenizers.Tokenizer:
+    """LOWER with another template around a text."""
+    made = tokenizer()
+    pairs = [(t, VOCABULARY.index(t)) for t in {*opening, *closing}]
+    single = " ".join((*opening, "$A", *closing))
+    made.post_processor = processors.TemplateProcessing(single=single, pair=f"{single} $B", special_tokens=pairs)
+    return made
+
+
+TEMPLATES = {
+    "none": ending(),
+    "no closing": ending(opening=("[CLS]",)),
+    "two closing": ending("[SEP]", "[MASK]", opening=("[CLS]",)),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(st.sampled_from("ab thecat[SEP]"), max_size=40), max_length=st.integers(4, 12))
+@example(text="the cat sat [SEP]", max_length=4)
+@example(text="", max_length=4)
+def test_a_text_is_cut_as_the_library_cuts_it_whatever_closes_it(name: str, text: str, max_length: int) -> None:
+    made = TEMPLATES[name]
+    reference = tokenizers.Tokenizer.from_str(made.to_str())
+    reference.enable_truncation(max_length)  # knows how many special tokens the template adds
+    assert encode_text(made, text, max_length).tolist() == (reference.encode(text).ids or [UNK])
+    words = text.split()
+    ids, first = encode_words(made, words, max_length)
+    cut = reference.encode(words, is_pretokenized=True)
+    assert ids.tolist() == (cut.ids or [UNK])
+    assert first == [cut.word_ids.index(i) for i in range(len(words)) if i in cut.word_ids]
+
+
+@given(sizes=st.lists(st.integers(1, 30), max_size=20), size=st.integers(1, 6))
+def test_batches_by_length_hold_every_row_once_in_one_shape_a_length(sizes: list[int], size: int) -> None:
+    rows = [np.full(n, i + 1, np.int32) for i, n in enumerate(sizes)]
+    seen = []
+    for numbers, ids, mask in batches_by_length(rows, size, lambda longest: -(-longest // 10) * 10):
+        assert ids.shape == mask.shape == (size, -(-max(sizes[i] for i in numbers) // 10) * 10)
+        assert mask.any(1).all()  # no row is empty, not even one that only fills the batch up
+        for number, row, real in zip(numbers, ids, mask):
+            np.testing.assert_array_equal(row[real], rows[number])
+            assert not row[~real].any()
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(len(rows))) and [sizes[i] for i in seen] == sorted(sizes)
 
 
 def test_padding_and_its_mask() -> None:

@@ -168,7 +168,12 @@ def test_export_with_the_adapter_merged(
 ) -> None:
     model = trained(strategy).model
     model.export(tmp_path / "out", adapter)
-    assert {*run.files(tmp_path / "out")} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {*run.files(tmp_path / "out")} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     again = jaxprefit.load(tmp_path / "out")
     np.testing.assert_allclose(
         again.encode(TEXTS).sentence, model.encode(TEXTS, adapter=adapter).sentence, rtol=0, atol=1e-5

@@ -118,6 +118,7 @@ def test_dropout_acts_on_the_low_rank_path_only(backbone):
     ("spec", "says"),
     [
         (lora.LoraSpec(rank=0), "lora.rank is 0"),
+        (lora.LoraSpec(rank=17), "lora.rank is 17; .* 16 at most"),
         (lora.LoraSpec(last_layers=4), "lora.last_layers is 4"),
         (lora.LoraSpec(last_layers=0), "lora.last_layers is 0"),
         (lora.LoraSpec(layers=(0, 3)), r"lora.layers is \(0, 3\).* 0 to 2"),

@@ -279,8 +279,8 @@ def test_an_error_while_a_batch_is_made_ends_the_stream_that_is_read(parts: list
         def encode_record(self, record: Any, source: str) -> dict[str, Any]:
             return {**super().encode_record(record, source), "texts": (np.ones(33, np.int32),) * 2}
 
-    empty = pytest.raises(UserError, match="a batch of tc is empty")
-    with contextlib.closing(mixture(Longer(LOWER, 16, 0.05), parts, SHARES, LAYOUT, 0)) as stream, empty:
+    stream = mixture(Longer(LOWER, 16, 0.05), parts, SHARES, LAYOUT, 0)
+    with contextlib.closing(stream), pytest.raises(UserError, match="a batch of tc is empty"):
         next(stream)
 
 

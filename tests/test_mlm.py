@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from jaxprefit.data import synthetic
 from jaxprefit.data.mixture import collate
@@ -157,6 +158,35 @@ def test_a_long_text_gives_windows_between_words_from_all_of_it() -> None:
         assert after in begins or after == len(ids) - 1
         seen.update(range(first, after))
     assert set(seen) == set(range(1, len(ids) - 1))
+
+
+@pytest.mark.parametrize(("opening", "closing"), [((), ()), (("[CLS]",), ()), (("[CLS]",), ("[SEP]", "[MASK]"))])
+def test_windows_keep_what_opens_and_closes_a_text_and_nothing_else(
+    opening: tuple[str, ...], closing: tuple[str, ...]
+) -> None:
+    tokenizer = tokenizers.Tokenizer.from_str(make().tokenizer.to_str())
+    known = [(t, tokenizer.token_to_id(t)) for t in {*opening, *closing}]
+    single = " ".join((*opening, "$A", *closing))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single, f"{single} $B", known)
+    family = dataclasses.replace(make(max_length=20), tokenizer=tokenizer)
+    encoded = family.encode_record({"text": " ".join(TEXTS[:4])}, "any")
+    ids, words = encoded["texts"][0], encoded["words"]
+    text = ids[len(opening) : len(ids) - len(closing)].tolist()
+    seen = set()
+    for seed in range(600):
+        window = family._window(ids, words, np.random.default_rng(seed))[0].tolist()
+        assert window[: len(opening)] == [tokenizer.token_to_id(t) for t in opening]
+        assert window[len(window) - len(closing) :] == [tokenizer.token_to_id(t) for t in closing]
+        inner = window[len(opening) : len(window) - len(closing)]
+        at = find(text, inner)
+        assert len(window) <= 20 and inner == text[at : at + len(inner)]
+        seen |= {at, at + len(inner)}
+    assert {0, len(text)} <= seen  # the first token and the last one may be seen
+
+
+def find(text: list[int], part: list[int]) -> int:
+    """Where `part` begins in `text`."""
+    return next(i for i in range(len(text)) if text[i : i + len(part)] == part)
 
 
 def test_a_word_longer_than_the_window_is_cut() -> None:

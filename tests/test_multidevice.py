@@ -36,6 +36,7 @@ LAYOUTS = {  # name -> settings
 SETTINGS = {
     "strategy": "task_primary",
     "aggregator": "pcgrad",
+    "aggregator_decay": 0.9,
     "model.hidden_dropout": 0.1,
     "lora.dropout": 0.1,
     "optimizer.steps": STEPS,

@@ -1,6 +1,7 @@
 """Loading and saving Hugging Face directories."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -281,6 +282,14 @@ def test_every_wrong_tensor_is_named_at_once(bert: Path) -> None:
     assert "31" in message  # the shape found
 
 
+def test_quantised_weights_are_refused(bert: Path) -> None:
+    config, tensors = one_layer("bert")
+    name = "encoder.layer.0.intermediate.dense.weight"
+    write_model(bert, config, tensors | {name: tensors[name].astype(np.int8)})
+    message = refusal(bert)
+    assert name in message and "int8" in message
+
+
 def test_transposed_tensor_is_misshapen(bert: Path) -> None:
     config, tensors = one_layer("bert")
     name = "encoder.layer.0.intermediate.dense.weight"
@@ -326,6 +335,34 @@ def test_missing_directory_is_named(tmp_path: Path) -> None:
     assert "nowhere" in refusal(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        ("bert-base-uncased", "google-bert/bert-base-uncased"),
+        ("distilbert-base-cased", "distilbert/distilbert-base-cased"),
+    ],
+)
+def test_an_old_name_of_the_hub_is_told_its_new_one(name: str, full: str) -> None:
+    assert full in refusal(Path(name))
+
+
+def test_an_adapter_of_peft_is_no_encoder(bert: Path) -> None:
+    (bert / "adapter_config.json").write_text("{}")
+    assert "merge" in refusal(bert)
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(bert: Path, tmp_path: Path) -> None:
+    model = load_pretrained(bert)
+    for mask in (0o022, 0o077):
+        before = os.umask(mask)
+        try:
+            save_pretrained(tmp_path / str(mask), model.config, model.params, model.tokenizer)
+        finally:
+            os.umask(before)
+        modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / str(mask)).iterdir()}
+        assert set(modes.values()) == {0o666 & ~mask}, modes
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"[]", b"null", b"\xff\xfe\x00"])
 def test_config_that_is_no_json_object(content: bytes, bert: Path) -> None:
     (bert / "config.json").write_bytes(content)
@@ -341,6 +378,14 @@ def test_config_that_is_no_json_object(content: bytes, bert: Path) -> None:
         ("num_attention_heads", 5),
         ("hidden_size", "thirty-two"),
         ("num_hidden_layers", -1),
+        ("is_decoder", True),
+        ("is_encoder_decoder", True),
+        ("add_cross_attention", True),
+        ("pruned_heads", {"0": [1]}),
+        ("quantization_config", {"bits": 8}),
+        ("auto_map", {"AutoModel": "own_code.Model"}),
+        ("architectures", ["RobertaModel"]),
+        ("architectures", "BertModel"),
     ],
 )
 def test_config_that_is_not_supported(key: str, value: object, bert: Path) -> None:
@@ -348,6 +393,13 @@ def test_config_that_is_not_supported(key: str, value: object, bert: Path) -> No
     (bert / "config.json").write_text(json.dumps(config))
     message = refusal(bert)
     assert key in message or str(value) in message
+
+
+def test_settings_of_transformers_that_change_nothing_are_read_over(bert: Path) -> None:
+    plain = load_pretrained(bert).config
+    off = {"is_decoder": False, "add_cross_attention": False, "pruned_heads": {}, "architectures": ["BertForMaskedLM"]}
+    (bert / "config.json").write_text(json.dumps(one_layer("bert")[0] | off))
+    assert load_pretrained(bert).config == plain
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh"])

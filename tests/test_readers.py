@@ -325,7 +325,8 @@ def test_wrong_paths_and_settings(tmp_path: Path) -> None:
     assert "does not exist; check the path" in failure(tmp_path / "zzz", "labelled")
     assert "nor can its folder" in failure(tmp_path / "no" / "a.csv", "labelled")
     assert "does not exist" in failure(tmp_path / ("a" * 300), "labelled")
-    assert "does not exist" in failure(tmp_path / "a\0b", "labelled")
+    with pytest.raises(UserError, match="a.x00b' is no path; it holds a zero byte"):
+        read(tmp_path / "a\0b", "labelled")
     assert "is a folder" in failure(tmp_path, "labelled")
     assert "unknown kind" in failure(path, "poem")
     assert "unknown format" in failure(path, "labelled", format="xml")

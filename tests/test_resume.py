@@ -24,6 +24,7 @@ from jaxprefit.files import locked
 STEPS, EVERY = 40, 5
 SETTINGS = {
     "strategy": "task_primary",
+    "aggregator_decay": 0.9,
     "aggregator": "pcgrad",  # its weights depend on the last bit of the Gram matrices
     "optimizer.steps": STEPS,
     "optimizer.warmup_steps": 4,

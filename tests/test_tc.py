@@ -1,5 +1,6 @@
 """The TC family: its losses and their gradients against a few lines of NumPy, its batches, its settings."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import run
 from golden.model_files import VOCABULARY, tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
 
 import jaxprefit
 from experiments import prefinetune, wiring
@@ -133,6 +136,32 @@ def test_accuracy_is_of_the_best_match_among_all_candidates() -> None:
     assert info_nce(a, nearly, 10.0)[1] == 0.5 and info_nce(a, nearly, 10.0, close)[1] == 0.25
 
 
+@pytest.mark.parametrize("option", ["plain", "a slot without a pair", "hard negatives", "some hard negatives"])
+@pytest.mark.parametrize("case", KEYS)
+def test_accuracy_is_of_the_pairs_that_have_a_negative(case: str, option: str) -> None:
+    (there, hard, _), (a_key, b_key) = OPTIONS[option], KEYS[case]
+    abc = normal(5, 3, N, D)
+    a, b, c = abc / np.linalg.norm(abc, axis=2, keepdims=True)
+    right = []
+    for i in there:
+        negatives = [
+            b[j] for j in there if j != i and a_key[i] not in (a_key[j], b_key[j]) and b_key[i] != b_key[j]
+        ] + [c[j] for j in hard if C_KEYS[j] not in (a_key[i], b_key[i])]
+        if negatives:
+            right.append(a[i] @ b[i] > max(a[i] @ n for n in negatives))
+    ours = [texts(jnp.asarray(abc[k]), KEYS[case][k], there) for k in (0, 1)]
+    found = info_nce(*ours, 3.0, texts(jnp.asarray(abc[2]), C_KEYS, hard) if hard else None)[1]
+    np.testing.assert_allclose(found, np.mean(right) if right else np.nan)
+
+
+def test_without_any_negative_the_loss_and_its_slope_are_0_and_the_accuracy_is_undefined() -> None:
+    for case, there in (("all equal", [0, 1, 2, 3]), ("all differ", [2]), ("all differ", [])):
+        abc = jnp.asarray(normal(0, 3, N, D))
+        loss, slope = jax.value_and_grad(our_loss)(abc, 20.0, case, there, [], ())
+        assert loss == 0 and (slope == 0).all()
+        assert np.isnan(info_nce(*(texts(abc[k], KEYS[case][k], there) for k in (0, 1)), 20.0)[1])
+
+
 def test_learned_scale_stops_at_the_bound_and_can_come_back() -> None:
     assert clipped_scale(jnp.log(50.0)) == pytest.approx(50.0) and clipped_scale(jnp.asarray(9.0)) == 100.0
     slope = jax.grad(lambda x, sign: sign * clipped_scale(x))
@@ -187,11 +216,37 @@ def test_batch_with_hard_negatives_and_prefixes() -> None:
     assert batch["a_key"][1] == batch["b_key"][0], "the prefix does not make two texts of one"
 
 
-def test_keys_tell_long_texts_apart_where_their_ids_do_not() -> None:
-    family = ClassificationFamily(TOKENIZER, 10, 0.1)
-    first, second = (family.encode_record({"a": "the cat " * 9 + end, "b": "x"}, "") for end in ("on", "sat"))
-    np.testing.assert_array_equal(first["texts"][0], second["texts"][0])
-    assert first["keys"][0] != second["keys"][0] and first["keys"][1] == second["keys"][1]
+WORDS = ["the", "The", "THE", "cat", "Cat", "café", "cafe", "sat", "on", "☃", "  ", "hello,", "hello ,"]
+
+
+@given(
+    texts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join), min_size=2, max_size=6),
+    prefixes=st.sampled_from([("", ""), ("on ", "on "), ("on the ", "sat "), ("", "sat "), ("on", "")]),
+    max_length=st.integers(4, 12),
+)
+def test_keys_are_equal_just_where_the_encoder_sees_the_same(
+    texts: list[str], prefixes: tuple[str, str], max_length: int
+) -> None:
+    """Of one side: texts that are the same ids as cut, the prefix included. Against the tokenizer's own truncation."""
+    cutting = tokenizer()
+    cutting.enable_truncation(max_length)
+    family = ClassificationFamily(TOKENIZER, max_length, 0.1, prefixes=prefixes, negatives=True)
+    keys = [family.encode_record({"a": t, "b": t, "negative": t}, "")["keys"] for t in texts]
+    for side, prefix in enumerate((*prefixes, prefixes[1])):
+        seen = [cutting.encode(prefix + t).ids for t in texts]
+        for i, j in itertools.combinations(range(len(texts)), 2):
+            assert (keys[i][side] == keys[j][side]) == (seen[i] == seen[j])
+    assert all(key[1] == key[2] for key in keys), "a hard negative is a text of b's side"
+    for text, (a, b, _) in zip(texts, keys):
+        if len(TOKENIZER.encode("".join(prefixes) + text).ids) <= max_length and prefixes[0] != "on":
+            assert a == b, "an uncut text is the same on both sides, whatever is put before it"
+
+
+def test_texts_that_are_equal_once_cut_are_no_negatives_of_each_other() -> None:
+    long = "the cat sat on " * 9
+    records = [{"a": f"{long} {end}", "b": b} for end, b in (("hello", "Café ONE"), ("world", "cafe one"))]
+    batch = packed(ClassificationFamily(TOKENIZER, 10, 0.1), records, Layout(4, 10, 2))
+    assert batch["a_key"][0] == batch["a_key"][1] != batch["b_key"][0] == batch["b_key"][1]
 
 
 def source(folder: Path, name: str, kind: str, rows: list[dict], **columns: str) -> Prepared:
@@ -318,6 +373,48 @@ def test_run_with_every_contrastive_option(cache: Path, tmp_path: Path) -> None:
     lines = metrics(tmp_path / "run")
     assert lines[0]["temperature/tc"] == pytest.approx(0.05)
     assert lines[-1]["temperature/tc"] != pytest.approx(0.05, rel=1e-5), "it is learned"
+
+
+def test_a_run_without_a_negative_says_so_once_and_has_no_accuracy(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The texts differ in what is cut alone, so that each batch is of one pair many times."""
+    long = "where is the next town " * 9
+    rows = [{"a": f"{long} {i}", "b": f"{long} {i}"} for i in range(200)]
+    (tmp_path / "alike.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    changes = {"data.tc.sources": (str(tmp_path / "alike.jsonl"),), "strategy": "individual_tc"}
+    summary = prefinetune.run(run.config(cache, {**changes, "data.ner.sources": ()}), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert told.count("no pair of the batch of tc has a negative") == 1 and "step 1:" in told
+    (batches,) = {summary["held_out"]["tc"][k]["batches"] for k in ("start", "end")}
+    assert told.count(f"{batches} of {batches} held-out batches of tc have no pair with a negative") == 1
+    assert all("accuracy" not in scores for scores in summary["held_out"]["tc"].values())
+    assert [(line["loss/tc"], line["accuracy/tc"]) for line in metrics(tmp_path / "run")] == [(0.0, None)] * 3
+    cuts = summary["data"]["tc"]["sources"]
+    assert [c["cuts"]["cut_texts"] / c["cuts"]["texts"] for c in cuts.values()] == [1.0]
+
+
+def test_held_out_means_are_over_batches_that_say_something() -> None:
+    nan = float("nan")
+    results = [{"loss": 0.0, "accuracy": nan}, {"loss": 2.0, "accuracy": 0.25}, {"loss": 3.0, "accuracy": 0.75}]
+    assert wiring.mean_scores(results) == ({"loss": 2.5, "accuracy": 0.5, "batches": 2}, 1)
+    assert wiring.mean_scores(results[:1] * 2) == ({"loss": 0.0, "batches": 2}, 2)
+    assert wiring.mean_scores([{"loss": 1.0}, {"loss": 2.0}]) == ({"loss": 1.5, "batches": 2}, 0)
+    means, _ = wiring.mean_scores([{"loss": nan, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.5}])
+    assert np.isnan(means["loss"]), "a loss that is not finite is not left out"
+
+
+def test_triples_need_room_for_three_texts(cache: Path, tmp_path: Path) -> None:
+    rows = [{"a": f"question {i}", "b": f"answer {i}", "n": f"no {i}"} for i in range(60)]
+    (tmp_path / "triples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    changes = {
+        "data.tc.sources": (f"{tmp_path / 'triples.jsonl'}?negative=n",),
+        **{"data.tc.rows": 2, "data.tc.max_length": 32, "strategy": "individual_tc", "data.ner.sources": ()},
+    }
+    with pytest.raises(UserError, match=r"data.tc.rows is 2, row_length 32 and max_length 32: .* room for 2 texts"):
+        prefinetune.run(run.config(cache, changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists(), "refused before anything is written"
+    assert wiring.make_run(run.config(cache, {**changes, "data.tc.rows": 3}), tmp_path / "run")
 
 
 def test_run_on_labelled_sets(cache: Path, tmp_path: Path) -> None:

@@ -196,8 +196,99 @@ def test_one_familys_norm_does_not_shrink_the_others_step():
     jax.tree.map(np.testing.assert_array_equal, grads[1.0]["ner"], grads[1000.0]["ner"])
 
 
-def test_logged_gram_matrices_are_of_unclipped_gradients():
-    step, state, _, setup = make("naive", clip_norm=0.01)
+def outlier(clip):
+    """Update of task_primary by plain descent on gradients clipped at 0.1, once as it is, once with tc's targets a
+    thousand times as large: path -> the two updates, and the gradients by family."""
+    _, state, strategy, setup = make("task_primary")
+    flat = {p: v + 0.1 * p.endswith("/b") for p, v in state.params.items()}  # where it is zero, a has no gradient
+    tx = optax.partition(
+        {group: optax.sgd(1.0) for group, _ in strategy.table}, {p: strategy.group_of(p) for p in flat}
+    )
+    cfg = dataclasses.replace(OPTIMIZER, clip=clip, clip_norm=0.1)
+    step = train.make_step(setup, tx, cfg, surgery.get("sum"), make_mesh(1), jax.random.key(2))
+    updates, grads = [], []
+    for scale in (1.0, 1000.0):
+        batches = {"ner": BATCHES["ner"], "tc": {**BATCHES["tc"], "target": BATCHES["tc"]["target"] * scale}}
+        fresh = train.TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, flat), tx.init(flat))
+        after = step(fresh, batches)[0].params
+        updates.append({p: np.asarray(flat[p] - after[p], np.float64) for p in flat if strategy.touched_by(p)})
+        grads.append({n: train.family_gradients(setup, n, flat, b, None)[2] for n, b in batches.items()})
+    return {p: tuple(u[p] for u in updates) for p in updates[0]}, grads
+
+
+def norm(parts):
+    return np.sqrt(sum(np.sum(np.asarray(x, np.float64) ** 2) for x in parts))
+
+
+def test_the_combined_update_is_clipped_by_one_norm_for_each_set_of_families_that_move_it():
+    updates, grads = outlier("combined")
+    for which, of in enumerate(grads):
+        total = {p: sum(np.asarray(g[p], np.float64) for g in of.values() if p in g) for p in updates}
+        groups = [("backbone/",), ("lora/ner/", "head/ner/"), ("lora/tc/", "head/tc/")]
+        for group in groups:
+            paths = [p for p in total if p.startswith(group)]
+            factor = min(1.0, 0.1 / norm(total[p] for p in paths))
+            assert factor < 1
+            for p in paths:
+                np.testing.assert_allclose(updates[p][which], factor * total[p], atol=1e-5, err_msg=p)
+
+
+@pytest.mark.parametrize("clip", ["families", "combined"])
+def test_one_familys_outlier_leaves_what_it_must_not_touch_as_it_is(clip):
+    updates, _ = outlier(clip)
+    for path, (plain, beside_outlier) in updates.items():
+        if path.startswith(("lora/ner/", "head/ner/")):
+            np.testing.assert_array_equal(plain, beside_outlier, err_msg=path)
+
+
+@pytest.mark.parametrize("name", ["individual_ner", "individual_tc"])
+def test_a_family_alone_is_clipped_alike_in_both_ways(name):
+    ends = []
+    for clip in ("families", "combined"):
+        step, state, strategy, _ = make(name, clip=clip, clip_norm=0.05)
+        for _ in range(2):
+            state, _ = step(state, {f: BATCHES[f] for f in strategy.families})
+        ends.append(state)
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.parametrize("name", ["naive", "task_primary", "shared_lora"])
+def test_clipping_by_family_is_the_step_it_was_bit_for_bit(name):
+    step, state, strategy, setup = make(name, clip="families", clip_norm=0.05)
+    tx = optim.make_optimizer(strategy, state.params, dataclasses.replace(OPTIMIZER, clip_norm=0.05))
+
+    @jax.jit
+    def reference(params, opt_state, batches):
+        """Each family's gradients over their norm, then one after the other added up."""
+        total = {}
+        for family in strategy.families:
+            _, _, grads = train.family_gradients(setup, family, params, batches[family], None)
+            factor = jnp.minimum(1.0, 0.05 / jnp.maximum(optax.global_norm(grads), 1e-12))
+            for path, g in grads.items():
+                total[path] = total[path] + 1.0 * (g * factor) if path in total else 1.0 * (g * factor)
+        return optim.apply_gradients(tx, strategy, params, opt_state, total, strategy.families)
+
+    params, opt_state = state.params, state.opt_state
+    for _ in range(3):
+        params, opt_state = reference(params, opt_state, BATCHES)
+        state, _ = step(state, BATCHES)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(params), state.params)
+
+
+def test_surgery_is_done_on_gradients_as_they_are_unless_told_otherwise():
+    for aggregator, expected in (("sum", "families"), ("famo", "families"), ("pcgrad", "combined")):
+        assert OPTIMIZER.clipped(surgery.METHODS[aggregator].reads_gram) == expected
+    ends = {clip: make("naive", "mgda", clip=clip)[0](make("naive")[1], BATCHES)[1] for clip in ("auto", "combined")}
+    jax.tree.map(np.testing.assert_array_equal, ends["auto"], ends["combined"])
+    gram_of_all = sum(ends["auto"][f"gram/{block}"] for block in ("embeddings", "layer_0", "layer_1"))
+    (a, c), (_, b) = gram_of_all
+    # The minimum-norm point of two gradients in closed form (arXiv 1810.04650, equation 4), of the unclipped ones.
+    np.testing.assert_allclose(ends["auto"]["weights/whole"][0], np.clip((b - c) / (a + b - 2 * c), 0, 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("clip", ["families", "combined"])
+def test_logged_gram_matrices_are_of_unclipped_gradients(clip):
+    step, state, _, setup = make("naive", clip=clip, clip_norm=0.01)
     raw = [train.family_gradients(setup, n, state.params, BATCHES[n], None)[2] for n in ("ner", "tc")]
     expected = gram(raw, by_layer)
     _, metrics = step(copy(state), BATCHES)
@@ -222,7 +313,7 @@ def test_a_family_starts_with_the_same_head_under_every_strategy():
 
 def test_golden_numbers_of_one_step():
     """If a change is meant to alter training, take the numbers that the failure message prints."""
-    step, state, _, _ = make("task_primary")
+    step, state, _, _ = make("task_primary", clip="families")
     start = copy(state)
     state, first = step(state, BATCHES)
     state, second = step(state, BATCHES)
