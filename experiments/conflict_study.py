@@ -15,15 +15,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import conflict, conflict_ablate, conflict_trial, family_data, prefinetune
-from experiments.checks import check
+from experiments import conflict, conflict_trial, prefinetune
+from experiments.common import cli, family_data
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
+from experiments.conflict import ablate
 from experiments.tables import escaped, markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.conflict import words
-from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed, verdict
-from jaxprefit.files import write_text
-from jaxprefit.terminal import lines
+from jaxprefit.conflict.report import verdicts
+from jaxprefit.conflict.report.document import SECTIONS, bounds, corrected, read, signed, verdict
+from jaxprefit.runtime.files import write_text
+from jaxprefit.runtime.terminal import lines
 
 STRATEGIES = ("naive", "task_primary")
 
@@ -32,7 +33,7 @@ STRATEGIES = ("naive", "task_primary")
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Runs what is not there yet, and returns what conflict_study.md holds."""
     check(config)
-    conflict_ablate.check_aggregator(config.aggregator)  # before hours of training that an ablation could not end
+    ablate.check_aggregator(config.aggregator)  # before hours of training that an ablation could not end
     base = copy.deepcopy(config)
     base.data.cache = str(family_data.cache_folder(config, workdir))
     reports = {}
@@ -70,7 +71,7 @@ def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | No
     """Lines of conflict_study.md."""
     lines = [f"# Conflict from {escaped(start)}", ""]
     for strategy, report in reports.items():
-        lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in words.verdict(report)), ""]
+        lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in verdicts.verdict(report)), ""]
     lines += gradients(reports)
     for strategy, report in reports.items():
         lines += ablated(strategy, report["ablation"])

@@ -19,18 +19,20 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, family_data, prefinetune, wiring
-from experiments.checks import check
+from experiments import downstream, prefinetune
+from experiments.common import assembly, cli, family_data
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from experiments.objectives import spread
 from experiments.tables import escaped, markdown
-from experiments.workdirs import owned
-from jaxprefit import cli, lora, train
 from jaxprefit.conflict import ablation
-from jaxprefit.conflict.report import bounds, signed
+from jaxprefit.conflict.report.document import bounds, signed
+from jaxprefit.encoder import lora
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.paths import user_path
-from jaxprefit.terminal import lines
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.paths import user_path
+from jaxprefit.runtime.terminal import lines
+from jaxprefit.training import train_step
 
 TRIAL_VERSION = 1
 PLACEMENTS = ("default", "advised")
@@ -41,7 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any
     """Trains and scores what is not there yet, and returns what trial.json holds."""
     check(config)
     configs = {"default": of_placement(config, {}), "advised": of_placement(config, read(advice))}
-    specs = {p: wiring.lora_spec(c) for p, c in configs.items()}
+    specs = {p: assembly.lora_spec(c) for p, c in configs.items()}
     if specs["default"] == specs["advised"]:
         raise UserError(f"{advice} advises the LoRA that config.lora already has; there is nothing to compare")
     seeds = list(config.conflict.ablation.seeds)
@@ -102,11 +104,11 @@ def of_placement(config: ConfigDict, settings: dict[str, Any]) -> ConfigDict:
 
 def held_out(config: ConfigDict, folder: pathlib.Path, model: jaxprefit.Model, seed: int) -> dict[str, list[float]]:
     """Family -> the model's loss on each held-out batch, the batches drawn by `seed`, equal for all runs."""
-    parts, same = wiring.make_run(config, folder), copy.deepcopy(config)
+    parts, same = assembly.make_run(config, folder), copy.deepcopy(config)
     same.seed = seed
     flat, found = flatten_dict(model.params, sep="/"), {}
-    for name, batches in wiring.held_out_batches(parts, same).items():
-        evaluate = train.make_eval(parts.setup, name)
+    for name, batches in assembly.held_out_batches(parts, same).items():
+        evaluate = train_step.make_eval(parts.setup, name)
         found[name] = [float(jax.device_get(evaluate(flat, batch)["loss"])) for batch in batches]
     return found
 

@@ -27,18 +27,18 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprefit
-from experiments import family_data, wiring
-from experiments.checks import check
-from experiments.task_data import task_name, task_names, task_rows, task_sources
-from experiments.workdirs import owned
-from jaxprefit import cli, lora
+from experiments.common import assembly, cli, family_data
+from experiments.common.checks import check
+from experiments.common.tasks import task_name, task_names, task_rows, task_sources
+from experiments.common.workdirs import owned
 from jaxprefit.downstream import cells, mteb, notes
 from jaxprefit.downstream.finetune import MODES, MTEB, FinetuneConfig, TaskData, finetune
 from jaxprefit.downstream.tasks import TASKS, check_labels
+from jaxprefit.encoder import lora
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json
-from jaxprefit.progress import GridProgress
-from jaxprefit.terminal import plain, printable
+from jaxprefit.runtime.files import write_json
+from jaxprefit.runtime.progress import GridProgress
+from jaxprefit.runtime.terminal import plain, printable
 
 SCORES_VERSION = 2
 MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
@@ -71,7 +71,7 @@ def score_model(
     # The same arithmetic and dropout for every start, whatever a Hugging Face config.json says.
     arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, **arithmetic))
-    spec = wiring.lora_spec(config)
+    spec = assembly.lora_spec(config)
     if c.mode != MTEB and MODES[c.mode].adapters:
         spec.validate(model.config)
     own = model.meta["config"]["lora"] if model.adapters else {}

@@ -19,16 +19,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, family_data, prefinetune, task_data
-from experiments.checks import check
+from experiments import downstream, prefinetune
+from experiments.common import cli, family_data, tasks
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from experiments.tables import escaped, markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
+from jaxprefit import significance
 from jaxprefit.averaging import averaged
-from jaxprefit.downstream import cells, significance
+from jaxprefit.downstream import cells
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.terminal import lines
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import lines
 
 OBJECTIVES_VERSION = 1
 
@@ -38,7 +39,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
-    families = [*dict.fromkeys(family for family, _ in task_data.task_sources(config))]
+    families = [*dict.fromkeys(family for family, _ in tasks.task_sources(config))]
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
     for c in configs.values():  # all of them before the first is trained
         check(c)

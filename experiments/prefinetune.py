@@ -24,18 +24,19 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from experiments import family_data, wiring
-from experiments.checks import check
-from experiments.workdirs import owned
-from jaxprefit import checkpoint_meta, cli, loop, train
-from jaxprefit.checkpoints import PLACES, Checkpoints
-from jaxprefit.data.cuts import Cuts, sentence, share
-from jaxprefit.distributed import FLAG, first_alone, joined, require_alike
+from experiments.common import assembly, cli, family_data
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
+from jaxprefit.checkpoints import metadata
+from jaxprefit.checkpoints.reader import PLACES, Checkpoints
+from jaxprefit.encoder.cuts import Cuts, sentence, share
 from jaxprefit.errors import UserError
-from jaxprefit.files import locked, read_json, write_json, write_text
-from jaxprefit.optim import Flat
+from jaxprefit.runtime.distributed import FLAG, first_alone, joined, require_alike
+from jaxprefit.runtime.files import locked, read_json, write_json, write_text
+from jaxprefit.runtime.terminal import plain, printable
 from jaxprefit.strategies import Strategy, trainable_and_total
-from jaxprefit.terminal import plain, printable
+from jaxprefit.training import loop, train_step
+from jaxprefit.training.optim import Flat
 
 SUMMARY_VERSION = 2
 
@@ -51,44 +52,44 @@ def main(config: ConfigDict, workdir: pathlib.Path, distributed: str = "") -> No
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains, or continues, and returns the summary."""
     with first_alone("data"):
-        parts = wiring.make_run(config, workdir)
+        parts = assembly.make_run(config, workdir)
     settings = flatten_dict(json.loads(config.to_json_best_effort()), sep=".")
-    require_alike([{k: v for k, v in settings.items() if k not in PLACES}, wiring.data_fingerprints(parts)])
+    require_alike([{k: v for k, v in settings.items() if k not in PLACES}, assembly.data_fingerprints(parts)])
     print_counts(parts.setup.strategy, parts.setup.strategy.counts(parts.params))
     with locked(workdir):
         return train_and_score(parts, config, workdir)
 
 
-def train_and_score(parts: wiring.Run, config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
+def train_and_score(parts: assembly.Run, config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """`run`, in a folder that no other run writes."""
     strategy = parts.setup.strategy
     tokenizer = parts.start.tokenizer.to_str()
     meta = {
-        "config": wiring.saved_config(config),
+        "config": assembly.saved_config(config),
         "encoder": dataclasses.asdict(parts.start.config),
         "strategy": strategy.name,
         "touch_table": strategy.table,
         "families": {name: parts.data[name].family.describe() for name in parts.setup.families},
-        "data": wiring.data_fingerprints(parts),
+        "data": assembly.data_fingerprints(parts),
         "tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest()[:16],
     }
     checkpoints = Checkpoints(workdir, config.run.keep)
-    fresh, tx = wiring.fresh_state(parts)
+    fresh, tx = assembly.fresh_state(parts)
     streams = family_data.streams(parts.data, parts.setup.families, config, config.seed)
     state = loop.resume(checkpoints, fresh, streams, meta)
     write_json(workdir / "config.json", json.loads(config.to_json_best_effort()))
-    score = wiring.held_out_scorer(parts, config)
+    score = assembly.held_out_scorer(parts, config)
     before = score(fresh.params)
 
-    def save(state: train.TrainState, positions: dict) -> None:
+    def save(state: train_step.TrainState, positions: dict) -> None:
         checkpoints.save(state, positions, tokenizer, meta)
 
     steps = parts.optimizer.steps if strategy.families else 0
-    step = wiring.make_step(parts, tx, config)
+    step = assembly.make_step(parts, tx, config)
     curve = Curve(workdir / "held_out.jsonl", int(state.step), before)
     if config.run.eval_every:
         step = curve.during(step, config.run.eval_every, score)
-    cfg = wiring.loop_config(config, steps, config.run.checkpoint_every)
+    cfg = assembly.loop_config(config, steps, config.run.checkpoint_every)
     del fresh
     if int(state.step) < steps:
         state = loop.run(step, state, streams, parts.mesh, workdir, cfg, save)
@@ -138,8 +139,8 @@ def finished(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None
     """
     if not ((workdir / "summary.json").exists() and (workdir / "config.json").exists()):
         return None
-    checkpoint_meta.complete(then := read_json(workdir / "config.json"))
-    before, now = (flatten_dict(wiring.saved_config(c), sep=".") for c in (ConfigDict(then), config))
+    metadata.complete(then := read_json(workdir / "config.json"))
+    before, now = (flatten_dict(assembly.saved_config(c), sep=".") for c in (ConfigDict(then), config))
     same = all(before.get(key) == now.get(key) for key in before.keys() | now.keys() if key not in PLACES)
     return read_json(workdir / "summary.json") if same else None
 
@@ -147,15 +148,15 @@ def finished(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any] | None
 class Curve:
     """held_out.jsonl: held-out scores against steps, first those of step 0; a step has one line."""
 
-    def __init__(self, path: pathlib.Path, step: int, before: wiring.Scores):
+    def __init__(self, path: pathlib.Path, step: int, before: assembly.Scores):
         """Keeps the lines up to `step`, where the run continues."""
         self.path, self.step = path, step
         self.lines = loop.lines_up_to(path, step) or [_line(0, before)]
 
-    def during(self, step_fn: loop.Step, every: int, score: Callable[[Flat], wiring.Scores]) -> loop.Step:
+    def during(self, step_fn: loop.Step, every: int, score: Callable[[Flat], assembly.Scores]) -> loop.Step:
         """`step_fn` that writes a line of the scores after it every so many steps."""
 
-        def step(state: train.TrainState, batches: Mapping[str, Mapping]) -> Any:
+        def step(state: train_step.TrainState, batches: Mapping[str, Mapping]) -> Any:
             state, metrics = step_fn(state, batches)
             self.step += 1
             if self.step % every == 0:
@@ -164,14 +165,14 @@ class Curve:
 
         return step
 
-    def write(self, step: int, scores: wiring.Scores) -> None:
+    def write(self, step: int, scores: assembly.Scores) -> None:
         """Adds the line of `step`, unless it is there."""
         if json.loads(self.lines[-1])["step"] < step:
             self.lines.append(_line(step, scores))
         write_text(self.path, "".join(self.lines))
 
 
-def _line(step: int, scores: wiring.Scores) -> str:
+def _line(step: int, scores: assembly.Scores) -> str:
     return json.dumps({"step": step, "held_out": scores}) + "\n"
 
 

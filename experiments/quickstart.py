@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprefit
-from experiments import conflict, downstream, family_data, prefinetune
-from experiments.workdirs import owned
-from jaxprefit import cli, html
-from jaxprefit.conflict import figures, page
-from jaxprefit.conflict import report as conflict_report
+from experiments import conflict, downstream, prefinetune
+from experiments.common import cli, family_data
+from experiments.common.workdirs import owned
+from jaxprefit.conflict.report import document as conflict_report
+from jaxprefit.conflict.report import figures, page
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.terminal import printable
+from jaxprefit.render import html
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import printable
 
 SUMMARY_VERSION = 1
 STRATEGIES = ("none", "individual_ner", "individual_tc", "naive", "task_primary")

@@ -21,24 +21,23 @@ from ml_collections import ConfigDict
 
 import jaxprefit
 from configs.datasets import DATASETS
-from experiments import family_data, wiring
-from experiments.checks import check
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.conflict import representation_report as report
-from jaxprefit.conflict.hidden import View, views
-from jaxprefit.conflict.layer_probes import Probe
-from jaxprefit.conflict.representation_measure import measure, steps
-from jaxprefit.conflict.text_sample import Origin, Sample
+from experiments.common import assembly, cli, family_data
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from jaxprefit.data import sources
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text, encode_words
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream.tasks import TASKS
+from jaxprefit.encoder.tokenization import encode_text, encode_words
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.html import page, png
-from jaxprefit.terminal import printable, progress_bar
+from jaxprefit.render.html import page, png
+from jaxprefit.representations import report as report
+from jaxprefit.representations.comparison import measure, steps
+from jaxprefit.representations.hidden import View, views
+from jaxprefit.representations.probes import Probe
+from jaxprefit.representations.texts import Origin, Sample
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import printable, progress_bar
 
 ROWS_OF = ("data.ner.sources", "data.tc.sources", "data.held_out", "data.limit", "data.drop_overlap")
 """What decides which rows of a run are held out."""
@@ -175,7 +174,7 @@ def held_out_data(
                     f"'{other}' was trained with other {key} than '{name}'; a row held out by one may be known to the "
                     "other, so compare runs on the same data"
                 )
-    return wiring.reopen(model, config, workdir)[1]
+    return assembly.reopen(model, config, workdir)[1]
 
 
 def _rows_of(model: jaxprefit.Model, key: str) -> Any:

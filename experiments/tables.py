@@ -13,13 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.conflict import report as conflict_report
+from experiments.common import cli
+from experiments.common.workdirs import owned
+from jaxprefit.conflict.report import document as conflict_report
 from jaxprefit.errors import UserError
-from jaxprefit.files import read_json, write_json, write_text
-from jaxprefit.paths import user_path
-from jaxprefit.terminal import lines, printable
+from jaxprefit.runtime.files import read_json, write_json, write_text
+from jaxprefit.runtime.paths import user_path
+from jaxprefit.runtime.terminal import lines, printable
 
 ORDER = (
     "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",

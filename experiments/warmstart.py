@@ -22,17 +22,17 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import family_data, prefinetune
-from experiments.checks import check
+from experiments import prefinetune
+from experiments.common import cli, family_data
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from experiments.tables import markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.data.vocabulary import train_wordpiece
-from jaxprefit.distributed import FLAG, first, first_alone, joined
+from jaxprefit.data.wordpiece import train_wordpiece
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.loading import Model
-from jaxprefit.terminal import printable
+from jaxprefit.model import Model
+from jaxprefit.runtime.distributed import FLAG, first, first_alone, joined
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import printable
 
 SUMMARY_VERSION = 1
 STRATEGY = "individual_mlm"

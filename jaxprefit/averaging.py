@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxprefit.encoder import EncoderConfig
+from jaxprefit.encoder.transformer import EncoderConfig
 from jaxprefit.errors import UserError
-from jaxprefit.loading import Model
+from jaxprefit.model import Model
 from jaxprefit.strategies import Strategy
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from jaxprefit.data.readers import read
+from jaxprefit.data.records.readers import read
 from jaxprefit.errors import UserError
 
 one_folder = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

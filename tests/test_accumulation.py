@@ -12,12 +12,13 @@ import pytest
 from flax.traverse_util import flatten_dict
 from golden.model_files import tokenizer
 
-from jaxprefit import optim, strategies, surgery, train
-from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
+from jaxprefit import strategies, surgery
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig, init_backbone
 from jaxprefit.families import FAMILIES, MlmFamily, NerFamily
 from jaxprefit.families.ner_distill import DistillFamily
-from jaxprefit.pretrained import Pretrained
-from jaxprefit.sharding import make_mesh
+from jaxprefit.runtime.sharding import make_mesh
+from jaxprefit.training import optim, train_step
 
 CONFIG = EncoderConfig(vocab_size=97, hidden_size=16, num_layers=1, num_heads=2, intermediate_size=32, max_positions=32)
 ROWS, LENGTH, PARTS = 8, 12, 4
@@ -82,8 +83,8 @@ def test_gradients_loss_and_metrics_are_those_of_the_whole_batch(kind: str) -> N
     rows = batch(family)
 
     def found(parts: int, rows: Any) -> Any:
-        setup = train.Setup(Encoder(CONFIG), {family.name: family}, strategy, {}, parts={family.name: parts})
-        step = functools.partial(train.family_gradients, setup, family.name, key=None)
+        setup = train_step.Setup(Encoder(CONFIG), {family.name: family}, strategy, {}, parts={family.name: parts})
+        step = functools.partial(train_step.family_gradients, setup, family.name, key=None)
         return jax.jit(lambda f, b: step(f, b), compiler_options=QUICK)(flat, rows)
 
     loss, metrics, wanted = found(1, rows)
@@ -108,10 +109,10 @@ def test_gram_matrices_and_norms_are_those_of_the_large_batch(clip: str) -> None
     batches = {name: batch(f) for name, f in chosen.items()}
     outcomes = []
     for parts in (1, PARTS):
-        setup = train.Setup(Encoder(CONFIG), chosen, strategy, {}, parts=dict.fromkeys(chosen, parts))
+        setup = train_step.Setup(Encoder(CONFIG), chosen, strategy, {}, parts=dict.fromkeys(chosen, parts))
         tx = optim.make_optimizer(strategy, flatten_dict(params, sep="/"), cfg)
-        step = train.make_step(setup, tx, cfg, surgery.get("sum"), make_mesh(1), jax.random.key(2))
-        outcomes.append(jax.device_get(step(train.init_state(jax.tree.map(jnp.array, params), tx), batches)[1]))
+        step = train_step.make_step(setup, tx, cfg, surgery.get("sum"), make_mesh(1), jax.random.key(2))
+        outcomes.append(jax.device_get(step(train_step.init_state(jax.tree.map(jnp.array, params), tx), batches)[1]))
     metrics, other_metrics = outcomes
     assert {"gram/layer_0", "dropped/ner", "accuracy/mlm"} <= metrics.keys() == other_metrics.keys()
     for name, value in metrics.items():
@@ -121,15 +122,15 @@ def test_gram_matrices_and_norms_are_those_of_the_large_batch(clip: str) -> None
 def test_each_micro_batch_has_dropout_of_its_own() -> None:
     family = families()["mlm"]
     encoder = Encoder(dataclasses.replace(CONFIG, hidden_dropout=0.5))
-    setup = train.Setup(encoder, {"mlm": family}, strategies.make("individual_mlm", FAMILIES), {})
+    setup = train_step.Setup(encoder, {"mlm": family}, strategies.make("individual_mlm", FAMILIES), {})
     alone = {name: x[:1] for name, x in batch(family).items()}
     alone["valid"][:] = True
     twice = {name: np.repeat(x, 2, 0) for name, x in alone.items()}
     head = {"mlm": family.init_head(jax.random.key(1), start())}
     flat, key = flatten_dict({"backbone": start().params, "head": head}, sep="/"), jax.random.key(3)
-    loss = jax.jit(lambda k: train.family_loss(setup, "mlm", flat, alone, k)[0], compiler_options=QUICK)
+    loss = jax.jit(lambda k: train_step.family_loss(setup, "mlm", flat, alone, k)[0], compiler_options=QUICK)
     first, second = (loss(jax.random.fold_in(key, i)) for i in (0, 1))
     parts = setup._replace(parts={"mlm": 2})
-    both = jax.jit(lambda k: train.family_gradients(parts, "mlm", flat, twice, k)[0], compiler_options=QUICK)(key)
+    both = jax.jit(lambda k: train_step.family_gradients(parts, "mlm", flat, twice, k)[0], compiler_options=QUICK)(key)
     np.testing.assert_allclose(both, (first + second) / 2, rtol=1e-5)
     assert abs(first - second) > 1e-3

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxprefit.allocator import keep_freed_memory
+from jaxprefit.runtime.allocator import keep_freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 
 PROGRAM = """
 import resource
 import jax, jax.numpy as jnp
-from jaxprefit.allocator import keep_freed_memory
+from jaxprefit.runtime.allocator import keep_freed_memory
 
 print(keep_freed_memory())
 

@@ -14,8 +14,8 @@ import run
 
 import jaxprefit
 from experiments import conflict, downstream, prefinetune
+from jaxprefit.encoder.huggingface import load_pretrained
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import load_pretrained
 
 PAIRS = "".join(json.dumps({"a": f"question {i}", "b": f"answer {i}"}) + "\n" for i in range(40))
 NER = json.dumps({"tokens": ["Ada", "waits"], "tags": ["B-PER", "O"]}) + "\n"

@@ -11,8 +11,8 @@ import run
 
 from configs import benchmark as benchmark_config
 from experiments import benchmark
-from experiments.benchmarks import peer
-from experiments.benchmarks.timing import interleaved, ratios, spread
+from experiments.benchmark import peer
+from experiments.benchmark.timing import interleaved, ratios, spread
 from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxprefit.data import builders, origins
+from jaxprefit.data import backends, builders
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
@@ -307,7 +307,7 @@ def test_tfds_by_name(tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[
 def test_tfds_own_datasets_are_found_without_tensorflow(tmp_path: Path) -> None:
     for name, found in [("conll2003", "conll2003/conll2003/1.0.0"), ("glue/sst2", "glue/sst2/")]:
         source = Source("own", "ner", str(tmp_path), tfds=name)
-        content, _, _ = origins.locate(source, KINDS["ner"], quiet=True)  # downloads nothing
+        content, _, _ = backends.locate(source, KINDS["ner"], quiet=True)  # downloads nothing
         assert content.startswith(found)
 
 

@@ -19,7 +19,7 @@ from configs import scaling as scaling_config
 from configs import study as study_config
 from configs import warmstart as warmstart_config
 from experiments import conflict, downstream, filter_pairs, prefinetune, scaling, tables
-from experiments.workdirs import MARKER, PROGRAMS
+from experiments.common.workdirs import MARKER, PROGRAMS
 
 SMALL: dict[str, Any] = {
     "optimizer.steps": 4, "downstream.steps": 2, "downstream.mode": "probe", "data.held_out": 30,

@@ -8,7 +8,7 @@ import pytest
 import simulated
 
 from jaxprefit.conflict import measures, noise
-from jaxprefit.conflict.products import expected, products
+from jaxprefit.conflict.inner_products import expected, products
 
 ROUNDS, SIMULATIONS = 48, 400
 COSINES = (-0.6, -0.3, 0.0, 0.3, 0.6)

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from test_experiments import assert_valid
 
 from configs import clipping as settings
-from experiments import clipping, conflict_probe, prefinetune
-from jaxprefit import checkpoint_meta
-from jaxprefit.optim import OptimizerConfig
+from experiments import clipping, prefinetune
+from experiments.conflict import probe
+from jaxprefit.checkpoints import metadata
+from jaxprefit.training.optim import OptimizerConfig
 
 RESULTS = run.ROOT / "experiments" / "results"
 
@@ -59,18 +60,18 @@ def test_angles_are_those_of_the_methods_on_vectors(clip: str, tmp_path: Path) -
 def test_an_older_runs_config_says_what_it_did() -> None:
     for aggregator, clip in (("sum", "auto"), ("famo", "auto"), ("pcgrad", "families")):
         config: dict[str, Any] = {"aggregator": aggregator, "optimizer": {"clip_norm": 1.0}}
-        checkpoint_meta.complete(config)
+        metadata.complete(config)
         assert config == {
             "aggregator": aggregator,
             "aggregator_decay": 0.0,
             "optimizer": {"clip_norm": 1.0, "clip": clip},
         }
         again = copy.deepcopy(config)
-        checkpoint_meta.complete(again)
+        metadata.complete(again)
         assert again == config
     assert OptimizerConfig(clip="auto").clipped(reads_gram=False) == "families"
     empty: dict[str, Any] = {}
-    checkpoint_meta.complete(empty)
+    metadata.complete(empty)
     assert empty == {}
 
 
@@ -93,7 +94,7 @@ def test_the_probes_factor_is_that_of_the_combined_update() -> None:
     norms = np.linalg.norm(np.einsum("i,niax->nax", weights, g), axis=-1)
     expected = np.minimum(1, 1.0 / norms).mean()
     assert 0 < expected < 1
-    assert conflict_probe._combined_factor(rounds, weights, 1.0) == pytest.approx(expected)
+    assert probe._combined_factor(rounds, weights, 1.0) == pytest.approx(expected)
 
 
 def test_the_stored_results_are_valid() -> None:

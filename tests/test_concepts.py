@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprefit.data import sources
-from jaxprefit.data.mixture import collate
 from jaxprefit.data.names import read_names
 from jaxprefit.data.packing import Layout
 from jaxprefit.errors import UserError
 from jaxprefit.families import NerFamily
 from jaxprefit.families.concepts import Vocabulary, contains
+from jaxprefit.families.mixture import collate
 
 
 def source(name: str, *types: str, **names: str) -> SimpleNamespace:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprefit.conflict.gram import by_layer, by_module, gram, regroup
+from jaxprefit.gram import by_layer, by_module, gram, regroup
 
 SHAPES = {
     "backbone/embeddings/word/embedding": (5, 3),

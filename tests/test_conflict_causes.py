@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxprefit import lora
 from jaxprefit.conflict import ablation, advice, online
-from jaxprefit.encoder import LINEAR_MAPS, EncoderConfig
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.transformer import LINEAR_MAPS, EncoderConfig
 from jaxprefit.errors import UserError
 
 # Over training

@@ -11,9 +11,11 @@ import run
 from test_experiments import assert_valid
 
 import jaxprefit
-from experiments import conflict, conflict_ablate, conflict_compare, conflict_trial, family_data, prefinetune, wiring
-from jaxprefit import cli, surgery
-from jaxprefit.conflict import report as conflict_report
+from experiments import conflict, conflict_trial, prefinetune
+from experiments.common import assembly, cli, family_data
+from experiments.conflict import ablate, comparison
+from jaxprefit import surgery
+from jaxprefit.conflict.report import document as conflict_report
 from jaxprefit.errors import UserError
 
 STEPS = 6
@@ -84,7 +86,7 @@ def test_same_seed_same_trend(report: Path, naive: Path, cache: Path, tmp_path: 
 def test_a_stopped_family_moves_nothing_in_its_block(clip: str, cache: Path, tmp_path: Path) -> None:
     c = config(cache)
     c.optimizer.clip = clip
-    parts = wiring.make_run(c, tmp_path)
+    parts = assembly.make_run(c, tmp_path)
     streams = family_data.streams(parts.data, parts.setup.families, c, c.seed)
     batches = {name: next(stream).batch for name, stream in streams.items()}
     for stream in streams.values():
@@ -92,9 +94,9 @@ def test_a_stopped_family_moves_nothing_in_its_block(clip: str, cache: Path, tmp
     moved = {}
     for stopped in ({}, {"tc": ("layer_0",), "ner": ("layer_0",)}):
         variant = parts.__class__(**{**vars(parts), "setup": parts.setup._replace(stopped=stopped)})
-        state, tx = wiring.fresh_state(variant)
+        state, tx = assembly.fresh_state(variant)
         before = {path: np.asarray(p) for path, p in state.params.items()}
-        state, metrics = wiring.make_step(variant, tx, c)(state, batches)
+        state, metrics = assembly.make_step(variant, tx, c)(state, batches)
         moved[len(stopped)] = {path: np.asarray(p) - before[path] for path, p in state.params.items()}
         assert metrics["gradient_norm/tc"] > 0
     query, word = "backbone/layer_0/query/bias", "backbone/embeddings/word/embedding"
@@ -179,7 +181,7 @@ def test_compare_takes_no_probe_of_another_run_or_seed(naive: Path, tmp_path: Pa
 
     def compare(rounds: int) -> None:
         c = config(tmp_path, **{"conflict.rounds": rounds, "conflict.seed": 1})
-        conflict_compare.measure(
+        comparison.measure(
             c, tmp_path, paths, lambda *a, **k: probed.append(a[2]) or {}, lambda p: run_of[Path(p).name]
         )
 
@@ -217,7 +219,7 @@ def test_only_weights_that_ignore_the_gram_matrix_are_ablated(naive: Path, cache
     model = jaxprefit.load(naive)
     model.meta["config"]["aggregator"] = "pcgrad"
     with pytest.raises(UserError, match="aggregator 'pcgrad'.*aggregator=sum"):
-        conflict_ablate.measure(config(cache, "ablate"), tmp_path / "out", model, [])
+        ablate.measure(config(cache, "ablate"), tmp_path / "out", model, [])
     assert not (tmp_path / "out").exists()
 
 
@@ -225,7 +227,7 @@ def test_only_weights_that_ignore_the_gram_matrix_are_ablated(naive: Path, cache
 def test_a_cell_of_another_version_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "cell.json").write_text(content)
     with pytest.raises(UserError, match="is no cell of version 1; delete it"):
-        conflict_ablate.read_cell(tmp_path / "cell.json")
+        ablate.read_cell(tmp_path / "cell.json")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from simulated import batches, from_batches
 
-from experiments import conflict_probe
-from jaxprefit.conflict import page, page_steps, report, words
+from experiments.conflict import probe as conflict_probe
 from jaxprefit.conflict.blocks import KINDS, pairs
 from jaxprefit.conflict.probe import Grams
+from jaxprefit.conflict.report import document, page, page_steps
+from jaxprefit.conflict.report import verdicts as words
 from jaxprefit.errors import UserError
-from jaxprefit.html import page as html_page
+from jaxprefit.render.html import page as html_page
 
 RUN = {"checkpoint": "runs/<b>", "strategy": "naive", "aggregator": "sum", "step": 3, "seed": 0}
 RUN |= {"families": ["ner", "tc"], "fingerprint": "0"}
@@ -62,7 +63,7 @@ def of_probe(grams: dict[str, Grams], families: tuple[str, ...] = ("ner", "tc"))
     """A report that holds a probe alone."""
     counts = {k: {f: PROBE[k].get(f, 256) for f in families} for k in ("batch_tokens", "examples", "rows")}
     probe = {**PROBE, **counts, "pairs": pairs(grams, families)}
-    return report.content({**RUN, "families": list(families)}, {"probe": probe}, Path("nowhere/conflict.json"))
+    return document.content({**RUN, "families": list(families)}, {"probe": probe}, Path("nowhere/conflict.json"))
 
 
 def by_layer(result: dict[str, Any]) -> dict[str, Any]:
@@ -85,19 +86,19 @@ def test_layers_are_ordered_by_number(result: dict[str, Any]) -> None:
 
 def test_a_number_stands_beside_its_interval_decided_or_not(result: dict[str, Any]) -> None:
     for blocks in result["probe"]["pairs"][0]["blocks"].values():
-        column = {row[0]: row[4] for row in report.rows(blocks)}
+        column = {row[0]: row[4] for row in document.rows(blocks)}
         for name, block in blocks.items():
             if block["corrected_cosine"] is None:
                 assert column[name] == "refused", name
             else:
-                interval = report.bounds(block["corrected_interval"], 2)
+                interval = document.bounds(block["corrected_interval"], 2)
                 near = ", near refusal" if block["near_refusal"] else ""
                 assert column[name] == f"{block['corrected_cosine']:+.2f} {interval}{near}", name
     layers = by_layer(result)
     assert layers["layer_9"]["verdict"] == "conflict" and layers["layer_3"]["verdict"] == "agreement"
-    column = {row[0]: row[4] for row in report.rows(layers)}
+    column = {row[0]: row[4] for row in document.rows(layers)}
     assert column["layer_9"].startswith("-0.") and column["layer_3"].startswith("+0.")
-    zero = report.rows({"zero": result["probe"]["pairs"][0]["blocks"]["module"]["layer_10/key"]})[0]
+    zero = document.rows({"zero": result["probe"]["pairs"][0]["blocks"]["module"]["layer_10/key"]})[0]
     assert zero == ["zero", "- ", "- / -", "undecided", "refused", "-", "-"]
 
 
@@ -111,11 +112,13 @@ def test_verdicts_on_rows_drawn_twice_say_so(grams: dict[str, Grams]) -> None:
     for repeated, says in ((("tc",), "conflict (rows drawn)"), ((), "conflict")):
         counts = {"batch_tokens": PROBE["batch_tokens"], "examples": PROBE["examples"], "rows": PROBE["rows"]}
         probe = {**PROBE, **counts, "repeated": [*repeated], "pairs": pairs(grams, ("ner", "tc"), None, repeated)}
-        found = report.content(RUN, {"probe": probe}, Path("nowhere/conflict.json"))
-        table = {row[0]: row[3] for row in report.rows(by_layer(found))}
+        found = document.content(RUN, {"probe": probe}, Path("nowhere/conflict.json"))
+        table = {row[0]: row[3] for row in document.rows(by_layer(found))}
         assert table["layer_9"] == says and "undecided" in table.values()
         sentence = "of the gradient on the rows drawn, and void for other rows"
-        assert (sentence in report.explain(found)) == ("on the rows drawn" in words.verdict(found)[0]) == bool(repeated)
+        assert (
+            (sentence in document.explain(found)) == ("on the rows drawn" in words.verdict(found)[0]) == bool(repeated)
+        )
         text = "".join(dict(page.sections(found))["Per layer"])
         assert says in text and ("rows drawn" in text) == bool(repeated)
 
@@ -129,7 +132,7 @@ def test_contributions_add_up_to_the_whole_cosine(result: dict[str, Any]) -> Non
 
 
 def test_tables_on_the_terminal(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_tables(result)
+    document.print_tables(result)
     out = capsys.readouterr().out
     for text in ("by layer", "by kind", "layer_10", "attention_output", "whole", "undecided", "conflict"):
         assert text in out
@@ -187,12 +190,12 @@ def test_comparison_of_runs_has_a_verdict(result: dict[str, Any]) -> None:
     probe = {k: result["probe"][k] for k in ("rounds", "batch_tokens", "pairs")}
     runs = [{"name": name, **RUN, "held_out": None, **probe} for name in ("one", "two")]
     about = {**dict.fromkeys(RUN), "checkpoint": "one,two"}
-    both = report.content(about, {"compare": runs}, Path("nowhere/conflict.json"))
+    both = document.content(about, {"compare": runs}, Path("nowhere/conflict.json"))
     (text,) = words.verdict(both)
     assert "one (naive, sum, step 3) and two (naive, sum, step 3)" in text and "not tested" in text
     shown = "".join(dict(page.sections(both))["Runs side by side"])
     whole = probe["pairs"][0]["blocks"]["whole"]["whole"]
-    assert f"{report.corrected(whole)} ({report.signed(whole['cosine'])} [" in shown
+    assert f"{document.corrected(whole)} ({document.signed(whole['cosine'])} [" in shown
 
 
 def test_sections_that_were_not_measured_say_how(result: dict[str, Any]) -> None:
@@ -247,7 +250,7 @@ def test_report_of_a_shared_adapter(grams: dict[str, Grams], capsys: pytest.Capt
     both = {**grams, **{f"lora/shared/{name}": g for name, g in grams.items() if name.startswith("layer_9")}}
     result = of_probe(both)
     assert [*by_layer(result)][-1] == "lora/shared"
-    report.print_tables(result)
+    document.print_tables(result)
     assert html_page("Shared", page.sections(result))
 
 
@@ -257,20 +260,20 @@ def test_report_of_a_shared_adapter(grams: dict[str, Grams], capsys: pytest.Capt
 def test_sections_gather_in_one_file(result: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "conflict.json"
     file.write_text(json.dumps(result))
-    both = report.content({**RUN, "checkpoint": "./runs/<b>"}, {"online": None, "advice": {"decided": False}}, file)
+    both = document.content({**RUN, "checkpoint": "./runs/<b>"}, {"online": None, "advice": {"decided": False}}, file)
     assert both["probe"] == result["probe"] and both["advice"] == {"decided": False}
     with pytest.raises(UserError, match="another run or step"):
-        report.content({**RUN, "step": 4}, {}, file)
+        document.content({**RUN, "step": 4}, {}, file)
     # Advice does not outlive what it was drawn from.
     file.write_text(json.dumps(both))
-    assert report.content(RUN, {"probe": result["probe"]}, file)["advice"], "measured again, the same"
+    assert document.content(RUN, {"probe": result["probe"]}, file)["advice"], "measured again, the same"
     for changed in ({"probe": {**result["probe"], "seed": 1}}, {"ablation": {"rows": []}}):
-        assert report.content(RUN, changed, file)["advice"] is None
-        assert report.content(RUN, {**changed, "advice": {"decided": True}}, file)["advice"] == {"decided": True}
+        assert document.content(RUN, changed, file)["advice"] is None
+        assert document.content(RUN, {**changed, "advice": {"decided": True}}, file)["advice"] == {"decided": True}
     for damage in ("{", "[]", json.dumps({**result, "version": 2})):
         file.write_text(damage)
         with pytest.raises(UserError, match=r"conflict.json"):
-            report.content(RUN, {}, file)
+            document.content(RUN, {}, file)
 
 
 # Steps

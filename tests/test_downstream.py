@@ -16,13 +16,11 @@ from golden.model_files import tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.benchmarks.downstream import padded, plain
-from jaxprefit import lora, optim, strategies, surgery, train
+from experiments.benchmark.downstream import padded, plain
+from jaxprefit import significance, strategies, surgery
 from jaxprefit.data.builders import Prepared, Source, prepare
-from jaxprefit.data.encode import pad_ids
-from jaxprefit.data.mixture import Rows
 from jaxprefit.data.packing import Layout, packed
-from jaxprefit.downstream import batches, cells, mteb, seeds, significance
+from jaxprefit.downstream import batches, cells, finetune_step, mteb
 from jaxprefit.downstream.evaluate import ill_formed, ner_scores, tc_scores
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.finetune import (
@@ -35,12 +33,16 @@ from jaxprefit.downstream.finetune import (
     predict,
     start_params,
 )
-from jaxprefit.downstream.rows import subset
+from jaxprefit.downstream.sampling import subset
 from jaxprefit.downstream.tasks import IGNORE, TASKS, LabellingTask, TaggingTask, check_labels
-from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.tokenization import pad_ids
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
-from jaxprefit.loading import Model
-from jaxprefit.sharding import make_mesh
+from jaxprefit.families.mixture import Rows
+from jaxprefit.model import Model
+from jaxprefit.runtime.sharding import make_mesh
+from jaxprefit.training import optim, train_step
 
 TOKENIZER = tokenizer()
 FAMILIES = ("ner", "tc")
@@ -306,9 +308,9 @@ def test_a_mode_moves_only_what_it_trains(mode: str, model: Model, tasks: dict[s
     before = {path: np.array(p) for path, p in flatten_dict(params, sep="/").items()}
     optimizer = optim.OptimizerConfig(steps=5, warmup_steps=0)
     tx = optim.make_optimizer(MODES[mode], flatten_dict(params, sep="/"), optimizer)
-    setup = train.Setup(Encoder(CONFIG), {"task": data.task}, MODES[mode], {})
-    step = train.make_step(setup, tx, optimizer, surgery.get("sum"), make_mesh(1), jax.random.key(0))
-    state = jax.tree.map(jnp.array, train.init_state(params, tx))
+    setup = train_step.Setup(Encoder(CONFIG), {"task": data.task}, MODES[mode], {})
+    step = train_step.make_step(setup, tx, optimizer, surgery.get("sum"), make_mesh(1), jax.random.key(0))
+    state = jax.tree.map(jnp.array, train_step.init_state(params, tx))
     examples = [data.task.encode_record(data.train[i]) for i in range(8)]
     batch = data.task.collate(examples, padded(examples, 32))
     for _ in range(3):
@@ -341,21 +343,21 @@ def test_losses_are_those_of_the_plain_loop(mode: str, model: Model, tasks: dict
     params = start_params(model, data, SPEC, mode, jax.random.key(0))
     layer = frozen_layers(params, mode, CONFIG.num_layers)
     assert layer == (1 if mode == "adapter" else 2)
-    recipe = seeds.Recipe(CONFIG, layer, TaggingTask, MODES[mode], cfg.optimizer, 0.0)
-    flat = seeds.trained_part(params, MODES[mode])
+    recipe = finetune_step.Recipe(CONFIG, layer, TaggingTask, MODES[mode], cfg.optimizer, 0.0)
+    flat = finetune_step.trained_part(params, MODES[mode])
     assert flat["head/task/kernel"].shape == (32, 16) and not any(path.startswith("backbone") for path in flat)
     features = Features(CONFIG, params["backbone"], layer, [e["ids"] for e in examples], 64, limit=10**9)
-    state, step = seeds.init(recipe, [flat, flat]), seeds.make_step(recipe)
+    state, step = finetune_step.init(recipe, [flat, flat]), finetune_step.make_step(recipe)
 
     whole = flatten_dict(params, sep="/")
     tx = optim.make_optimizer(MODES[mode], whole, cfg.optimizer)
-    setup = train.Setup(Encoder(CONFIG), {"task": data.task}, MODES[mode], {})
-    reference = train.make_step(setup, tx, cfg.optimizer, surgery.get("sum"), make_mesh(1), jax.random.key(0))
-    expected = jax.tree.map(jnp.array, train.init_state(params, tx))
+    setup = train_step.Setup(Encoder(CONFIG), {"task": data.task}, MODES[mode], {})
+    reference = train_step.make_step(setup, tx, cfg.optimizer, surgery.get("sum"), make_mesh(1), jax.random.key(0))
+    expected = jax.tree.map(jnp.array, train_step.init_state(params, tx))
     for texts in batches.epochs(40, 16, 4, seed=0):
         placed = batches.fit([texts, texts], [len(e["ids"]) for e in examples], 64)
         assert placed[0][1].layout.rows < 16
-        parts = [seeds.collate(data.task, examples, features, *one) for one in placed]
+        parts = [finetune_step.collate(data.task, examples, features, *one) for one in placed]
         keys = jnp.stack([jax.random.key(0)] * 2)
         batch = jax.tree.map(lambda *x: np.stack(x), *parts)
         state, losses = step(params["backbone"], state, keys, batch)
@@ -365,7 +367,7 @@ def test_losses_are_those_of_the_plain_loop(mode: str, model: Model, tasks: dict
     kernel = np.asarray(state.params["head/task/kernel"])
     np.testing.assert_allclose(kernel[1, :, :5], expected.params["head/task/kernel"], atol=1e-4)
     assert (kernel[:, :, 5:] == 0).all()  # classes that only fill up the shape do not move
-    assert (np.asarray(state.params["head/task/bias"])[:, 5:] == seeds.NO_CLASS).all()
+    assert (np.asarray(state.params["head/task/bias"])[:, 5:] == finetune_step.NO_CLASS).all()
 
 
 def test_features_beyond_the_limit_are_computed_for_each_batch(model: Model, tasks: dict[str, TaskData]) -> None:
@@ -430,7 +432,9 @@ def head_of_noise(task: TaggingTask | LabellingTask) -> dict[str, np.ndarray]:
 
 
 def predicted(model: Model, data: TaskData, flat: dict[str, np.ndarray]) -> list[list[int]]:
-    recipe = seeds.Recipe(CONFIG, CONFIG.num_layers, type(data.task), MODES["probe"], config("probe").optimizer, 0.0)
+    recipe = finetune_step.Recipe(
+        CONFIG, CONFIG.num_layers, type(data.task), MODES["probe"], config("probe").optimizer, 0.0
+    )
     (found,) = predict(recipe, model.backbone, flat, data, 64)
     return found
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import processors
 
-from jaxprefit.data.encode import batches_by_length, encode_text, encode_words, pad_ids
+from jaxprefit.encoder.tokenization import batches_by_length, encode_text, encode_words, pad_ids
 
 LOWER, CASED = tokenizer(), tokenizer(lower=False)
 # As LOWER, but its special tokens are not registered as such, as in a tokenizer made from a bare vocabulary.

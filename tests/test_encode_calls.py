@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxprefit
-from jaxprefit import loading
-from jaxprefit.encoder import Encoder, EncoderConfig
+from jaxprefit import model as loading
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig
 from jaxprefit.errors import UserError
-from jaxprefit.loading import Model, padded_length
+from jaxprefit.model import Model, padded_length
 
 CONFIG = json.loads((Path(__file__).with_name("golden") / "encoder.json").read_text())["cases"]["bert"]["config"]
 POSITIONS, WIDTH = CONFIG["max_position_embeddings"], CONFIG["hidden_size"]

@@ -13,8 +13,8 @@ import pytest
 from golden.formula import shapes, weights
 from golden.model_files import prefixed, write_model
 
-from jaxprefit.encoder import Encoder, EncoderConfig
-from jaxprefit.pretrained import load_pretrained
+from jaxprefit.encoder.huggingface import load_pretrained
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig
 
 GOLDEN = json.loads(Path(__file__).with_name("golden").joinpath("encoder.json").read_text())
 CASES: dict[str, Any] = GOLDEN["cases"]

@@ -24,9 +24,10 @@ from golden.model_files import VOCABULARY, write_model
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import conflict, downstream, family_data, prefinetune, tables, wiring
-from jaxprefit import train
+from experiments import conflict, downstream, prefinetune, tables
+from experiments.common import assembly, family_data
 from jaxprefit.errors import UserError
+from jaxprefit.training import train_step
 
 ROOT = Path(__file__).parents[1]
 SCHEMAS = Path(__file__).with_name("schemas")
@@ -61,7 +62,7 @@ def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     @functools.cache
     def make(strategy: str) -> Trained:
         config, printed = run.config(cache, {"strategy": strategy}), io.StringIO()
-        start = jax.tree.map(np.asarray, wiring.make_run(config, folder / strategy).params)
+        start = jax.tree.map(np.asarray, assembly.make_run(config, folder / strategy).params)
         handler, log = logging.StreamHandler(printed), logging.getLogger("jaxprefit")
         log.setLevel(logging.INFO)
         log.addHandler(handler)
@@ -315,10 +316,10 @@ def test_shapes_of_a_step_of_every_config(file: str, cache: Path, tmp_path: Path
         }  # fmt: skip
         config.model.path = str(write_model(tmp_path / "encoder", shape, weights(shape)))
     config.data.drop_overlap = ""  # the config's own tests are not here
-    parts = wiring.make_run(config, tmp_path / "run")
-    state, tx = wiring.fresh_state(parts)
+    parts = assembly.make_run(config, tmp_path / "run")
+    state, tx = assembly.fresh_state(parts)
     streams = family_data.streams(parts.data, parts.setup.families, config, config.seed)
-    step = train.make_step(parts.setup, tx, parts.optimizer, parts.aggregate, parts.mesh, jax.random.key(0))
+    step = train_step.make_step(parts.setup, tx, parts.optimizer, parts.aggregate, parts.mesh, jax.random.key(0))
     after, metrics = jax.eval_shape(step, state, {name: next(stream).batch for name, stream in streams.items()})
     assert jax.tree.structure(after) == jax.tree.structure(state)
     described = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)] for s in (state, after)]

@@ -12,12 +12,14 @@ from flax.traverse_util import flatten_dict
 from golden.formula import noise, weights
 from golden.model_files import tokenizer, write_model
 
-from jaxprefit import lora, strategies, train
-from jaxprefit.data.mixture import collate
+from jaxprefit import strategies
 from jaxprefit.data.packing import Layout
-from jaxprefit.encoder import Encoder, unit
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.huggingface import Pretrained, load_pretrained
+from jaxprefit.encoder.transformer import Encoder, unit
 from jaxprefit.families import ClassificationFamily, Family
-from jaxprefit.pretrained import Pretrained, load_pretrained
+from jaxprefit.families.mixture import collate
+from jaxprefit.training import train_step
 
 TOKENIZER = tokenizer()
 
@@ -80,8 +82,8 @@ def test_golden_loss_and_gradient(layout: Layout, start: Pretrained) -> None:
     adapter = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.asarray(noise("lora", x.shape)) / 8, adapter)
     flat = flatten_dict({"backbone": start.params, "lora": {"tc": adapter}}, sep="/")
     batch = collated(TC, [TC.encode_record(r, "any") for r in PAIRS], layout)
-    setup = train.Setup(Encoder(start.config), {"tc": TC}, table, {})
-    loss, metrics, grads = jax.jit(lambda f, b: train.family_gradients(setup, "tc", f, b, None))(flat, batch)
+    setup = train_step.Setup(Encoder(start.config), {"tc": TC}, table, {})
+    loss, metrics, grads = jax.jit(lambda f, b: train_step.family_gradients(setup, "tc", f, b, None))(flat, batch)
     norms = [
         float(np.sqrt(sum(float(jnp.vdot(g, g)) for path, g in grads.items() if path.startswith(block))))
         for block in BLOCKS

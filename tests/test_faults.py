@@ -18,14 +18,15 @@ import pytest
 import run
 
 from experiments import prefinetune
-from jaxprefit import checkpoints, checksums, loop, nonfinite
-from jaxprefit.checkpoints import Checkpoints
-from jaxprefit.data.mixture import Drawn
+from jaxprefit.checkpoints import checksums, reader
+from jaxprefit.checkpoints.reader import Checkpoints
 from jaxprefit.errors import UserError
-from jaxprefit.files import locked
-from jaxprefit.preemption import Preempted
-from jaxprefit.sharding import make_mesh
-from jaxprefit.train import TrainState
+from jaxprefit.families.mixture import Drawn
+from jaxprefit.runtime.files import locked
+from jaxprefit.runtime.preemption import Preempted
+from jaxprefit.runtime.sharding import make_mesh
+from jaxprefit.training import loop, nonfinite
+from jaxprefit.training.train_step import TrainState
 
 META: Any = {
     "config": {},
@@ -91,7 +92,7 @@ def test_a_flipped_bit_anywhere_is_detected_and_the_step_before_offered(copy: Pa
         assert f"step 1 is whole: use {steps / '1'}, or delete {steps / '2'}" in message
         if file.parts[0] not in ("optimizer", "SHA256SUMS"):
             with pytest.raises(UserError, match="damaged"):
-                checkpoints.read(steps / "2")
+                reader.read(steps / "2")
         (steps / "2" / file).write_bytes(whole)
     shutil.rmtree(steps / "2")  # as it says
     kept = Checkpoints(copy)
@@ -130,7 +131,7 @@ def test_full_disk_while_saving(copy: Path) -> None:
     assert f"{copy / 'checkpoints'}: step 3 cannot be written (File too large); earlier steps are kept" in message
     assert "\n" not in message
     assert {p: p.read_bytes() for p in before} == before
-    assert kept.latest() == 2 and checkpoints.find(copy) == copy / "checkpoints" / "2"
+    assert kept.latest() == 2 and reader.find(copy) == copy / "checkpoints" / "2"
     jax.tree.map(np.testing.assert_array_equal, kept.restore(2, state(0), META)[0], state(2))
 
 

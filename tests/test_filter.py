@@ -13,7 +13,7 @@ from golden.formula import weights
 from golden.model_files import write_model
 
 from experiments import filter_pairs
-from jaxprefit.data.consistency import consistent, partner_ranks
+from jaxprefit.data.pair_filter import consistent, partner_ranks
 from jaxprefit.errors import UserError
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from experiments import filter_pairs
 from jaxprefit.data.names import read_names
-from jaxprefit.data.readers import read
+from jaxprefit.data.records.readers import read
 from jaxprefit.data.sources import prepare
 from jaxprefit.errors import UserError
 

@@ -12,9 +12,8 @@ from foreign import one_folder, plain, read_or_refused, records, refusal, words
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxprefit.data import conll
-from jaxprefit.data.readers import MAX_TOKENS, read
-from jaxprefit.data.records import to_iob2
+from jaxprefit.data.records import conll, to_iob2
+from jaxprefit.data.records.readers import MAX_TOKENS, read
 
 Rows = list[dict[str, list[str]]]
 

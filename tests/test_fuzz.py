@@ -25,15 +25,16 @@ from golden.model_files import VOCABULARY, tokenizer, write_model
 
 import jaxprefit
 from experiments import conflict_trial
-from jaxprefit import checksums, cli
-from jaxprefit.checkpoints import Checkpoints
+from experiments.common import cli
+from jaxprefit.checkpoints import checksums
+from jaxprefit.checkpoints.reader import Checkpoints
 from jaxprefit.data.names import read_names
-from jaxprefit.data.readers import read
+from jaxprefit.data.records.readers import read
 from jaxprefit.downstream import cells
+from jaxprefit.encoder.huggingface import load_pretrained
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import load_pretrained
 from jaxprefit.strategies import make
-from jaxprefit.train import TrainState
+from jaxprefit.training.train_step import TrainState
 
 SHAPE = {
     "model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 8, "num_hidden_layers": 1,

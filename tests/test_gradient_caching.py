@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from golden.model_files import tokenizer
 
-from jaxprefit import strategies, train
+from jaxprefit import strategies
 from jaxprefit.data.packing import Layout, pack
-from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone, pool_segments
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig, init_backbone, pool_segments
 from jaxprefit.families import FAMILIES, ClassificationFamily
-from jaxprefit.families.labelled import LabelledFamily
+from jaxprefit.families.tc_supervised import LabelledFamily
 from jaxprefit.families.text_vectors import text_vectors
-from jaxprefit.sharding import make_mesh, put_batch, put_state
+from jaxprefit.runtime.sharding import make_mesh, put_batch, put_state
+from jaxprefit.training import train_step
 
 CONFIG = EncoderConfig(
     vocab_size=97, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, max_positions=32, hidden_dropout=0.1
@@ -32,8 +33,8 @@ QUICK = {"xla_backend_optimization_level": 0}  # to compile; buffers are the sam
 STRATEGY = strategies.make("individual_tc", FAMILIES)
 
 
-def setup(family: Any, chunk_rows: int) -> train.Setup:
-    return train.Setup(Encoder(CONFIG), {"tc": dataclasses.replace(family, chunk_rows=chunk_rows)}, STRATEGY, {})
+def setup(family: Any, chunk_rows: int) -> train_step.Setup:
+    return train_step.Setup(Encoder(CONFIG), {"tc": dataclasses.replace(family, chunk_rows=chunk_rows)}, STRATEGY, {})
 
 
 def batch(family: Any, rows: int = ROWS) -> dict[str, np.ndarray]:
@@ -54,13 +55,13 @@ def batch(family: Any, rows: int = ROWS) -> dict[str, np.ndarray]:
 def flat() -> dict[str, jax.Array]:
     """Parameters by path; larger than fresh ones, so that texts differ."""
     backbone = jax.jit(functools.partial(init_backbone, CONFIG))(jax.random.key(0))
-    return {path: 4 * x for path, x in train.flatten_dict({"backbone": backbone}, sep="/").items()}
+    return {path: 4 * x for path, x in train_step.flatten_dict({"backbone": backbone}, sep="/").items()}
 
 
 def gradients(family: Any, chunk_rows: int) -> Any:
     """Jitted (flat, batch) -> (loss, metrics, gradients), without dropout."""
     made = setup(family, chunk_rows)
-    return jax.jit(lambda f, b: train.family_gradients(made, "tc", f, b, None), compiler_options=QUICK)
+    return jax.jit(lambda f, b: train_step.family_gradients(made, "tc", f, b, None), compiler_options=QUICK)
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def test_the_supervised_loss_can_be_cached_as_well() -> None:
     kernel = 0.1 * jax.random.normal(jax.random.key(1), (32, 5))
     parameters = {**flat(), "head/tc/kernel": kernel, "head/tc/bias": jnp.zeros(5)}
     rows = batch(SUPERVISED)
-    whole, cached = (train.make_eval(setup(SUPERVISED, n), "tc")(parameters, rows) for n in (0, 8))
+    whole, cached = (train_step.make_eval(setup(SUPERVISED, n), "tc")(parameters, rows) for n in (0, 8))
     np.testing.assert_allclose(cached["loss"], whole["loss"], rtol=1e-6)
     assert cached["accuracy"] == whole["accuracy"] and rows["valid"].sum() == ROWS
 
@@ -119,7 +120,7 @@ def test_each_chunk_has_dropout_of_its_own_and_the_same_when_encoded_again() -> 
             def vectors(_: Any, encode: Any, b: Any) -> jax.Array:
                 return method(encode, b["input_ids"], b["segments"])
 
-            out = train.apply_family(setup(CONTRASTIVE, 0), "tc", f, rows, vectors, jax.random.key(7))
+            out = train_step.apply_family(setup(CONTRASTIVE, 0), "tc", f, rows, vectors, jax.random.key(7))
             return (out * weights).sum(), out
 
         return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)(parameters)
@@ -154,7 +155,7 @@ def on_eight_devices() -> dict[str, Any]:
         assert_same_gradients(jax.device_get(found), jax.device_get(wanted))
         out[f"loss in chunks of {chunk_rows}"] = float(loss)
     # What it would be if each device saw only its own pairs.
-    evaluate = train.make_eval(setup(plain, 0), "tc")
+    evaluate = train_step.make_eval(setup(plain, 0), "tc")
     block = np.arange(len(rows["valid"])) // (len(rows["valid"]) // 8)
     losses = []
     for device in range(8):

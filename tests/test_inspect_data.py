@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 import run
 
-from experiments import family_data, inspect_data, prefinetune, wiring
+from experiments import inspect_data, prefinetune
+from experiments.common import assembly, family_data
 from jaxprefit.data import synthetic
 from jaxprefit.data.overlap import texts_of
 from jaxprefit.errors import UserError
@@ -102,7 +103,7 @@ def test_training_leaves_the_rows_out_and_says_so(
     root: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     near = config(root, cache, {"data.drop_overlap": "near"})
-    data = family_data.load(near, wiring.start_tokenizer(near, cache), cache)
+    data = family_data.load(near, assembly.start_tokenizer(near, cache), cache)
     inspected = inspect_data.run(near, tmp_path / "out")
     for family, name in (("ner", "my_ner"), ("tc", "my_pairs")):
         assert data[family].dropped[name] == entry(inspected, "sources", name)["overlap"]["near"] > 0
@@ -120,15 +121,15 @@ def test_training_leaves_the_rows_out_and_says_so(
     prefinetune.print_data(report)
     assert "left out" in capsys.readouterr().out
     # The tests decide what is trained on, so a continuation has to name the same.
-    assert wiring.saved_config(near)["downstream"] == {"ner": ["task_ner"], "tc": ["task_tc"]}
-    assert "downstream" not in wiring.saved_config(config(root, cache))
+    assert assembly.saved_config(near)["downstream"] == {"ner": ["task_ner"], "tc": ["task_tc"]}
+    assert "downstream" not in assembly.saved_config(config(root, cache))
 
 
 def test_exact_leaves_out_less_than_near(root: Path, cache: Path) -> None:
     dropped = {}
     for level in ("", "exact", "near"):
         c = config(root, cache, {"data.drop_overlap": level})
-        data = family_data.load(c, wiring.start_tokenizer(c, cache), cache)
+        data = family_data.load(c, assembly.start_tokenizer(c, cache), cache)
         dropped[level] = data["tc"].dropped["my_pairs"]
     assert 0 == dropped[""] < dropped["exact"] < dropped["near"]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprefit import lora
-from jaxprefit.encoder import LINEAR_MAPS, Encoder, EncoderConfig, init_backbone
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.transformer import LINEAR_MAPS, Encoder, EncoderConfig, init_backbone
 from jaxprefit.errors import UserError
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=16, num_layers=3, num_heads=2, intermediate_size=32, max_positions=12)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprefit.conflict import measures
-from jaxprefit.conflict.gram import GROUPINGS, absolute, by_tensor, gram, kind_of, layer_of, module_of, regroup
+from jaxprefit.gram import GROUPINGS, absolute, by_tensor, gram, kind_of, layer_of, module_of, regroup
 
 ACROSS = np.asarray([[1.0, 0.0], [-3.0, 0.0], [0.0, 2.0]])  # opposite, three times larger, orthogonal
 
@@ -159,7 +159,7 @@ def test_what_is_no_sequence_of_gradients_is_refused(given: object) -> None:
 EIGHT = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxprefit.conflict.gram import by_layer, gram
+from jaxprefit.gram import by_layer, gram
 assert jax.device_count() == 8
 mesh = Mesh(np.asarray(jax.devices()).reshape(8), ("data",))
 rng = np.random.default_rng(0)

@@ -11,13 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import conflict_lookahead
-from jaxprefit import checkpoints, optim, train
-from jaxprefit.conflict import curvature, preconditioned
-from jaxprefit.conflict.gram import by_layer, gram
+from experiments.conflict import lookahead
+from jaxprefit.checkpoints import reader
+from jaxprefit.conflict import adam_metric, curvature
 from jaxprefit.conflict.lookahead import look_ahead
 from jaxprefit.conflict.probe import Grams
-from jaxprefit.train import TrainState
+from jaxprefit.gram import by_layer, gram
+from jaxprefit.training import optim, train_step
+from jaxprefit.training.train_step import TrainState
 
 B2, EPS = 0.99, 1e-8
 PARAMS = {"backbone/layer_0/query/kernel": jnp.ones((2, 3)), "backbone/layer_1/key/bias": jnp.zeros(4)}
@@ -40,33 +41,33 @@ def trained() -> tuple:
 
 
 def test_metric_is_adams_own(trained: tuple) -> None:
-    metric = preconditioned.preconditioner(trained, B2, EPS)
+    metric = adam_metric.preconditioner(trained, B2, EPS)
     adam = optax.adam(1.0, b1=0.0, b2=B2, eps=EPS)  # without momentum its update is -P g
     state = adam.init(PARAMS)
     for seed in range(3):
         updates, state = adam.update(gradient(seed), state)
-    for path, u in preconditioned.update(gradient(2), metric, 1.0).items():
+    for path, u in adam_metric.update(gradient(2), metric, 1.0).items():
         np.testing.assert_allclose(u, updates[path], rtol=1e-5)
 
 
 def test_view_gives_inner_products_in_the_metric(trained: tuple) -> None:
-    metric = preconditioned.preconditioner(trained, B2, EPS)
-    view = preconditioned.view(metric)
+    metric = adam_metric.preconditioner(trained, B2, EPS)
+    view = adam_metric.view(metric)
     found = gram([view(gradient(5)), view(gradient(6))], by_layer)["layer_0"]
     path = "backbone/layer_0/query/kernel"
     wanted = float(jnp.sum(gradient(5)[path] * metric[path] * gradient(6)[path]))
     assert found[0, 1] == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(ValueError, match="never updated head/x"):
         view({"head/x": jnp.ones(2)})
-    assert preconditioned.preconditioner(optax.adam(1.0).init(PARAMS), B2, EPS) == {}, "no step, no metric"
+    assert adam_metric.preconditioner(optax.adam(1.0).init(PARAMS), B2, EPS) == {}, "no step, no metric"
 
 
 def test_metric_of_a_checkpoint(trained: tuple, tmp_path: Path) -> None:
-    saved = checkpoints.Checkpoints(tmp_path)
+    saved = reader.Checkpoints(tmp_path)
     saved.save(TrainState(jnp.asarray(3, jnp.int32), PARAMS, trained), {}, "{}", {})
-    state = checkpoints.read_optimizer(tmp_path / "checkpoints" / "3")
-    wanted = preconditioned.preconditioner(trained, B2, EPS)
-    found = preconditioned.preconditioner(state, B2, EPS)
+    state = reader.read_optimizer(tmp_path / "checkpoints" / "3")
+    wanted = adam_metric.preconditioner(trained, B2, EPS)
+    found = adam_metric.preconditioner(state, B2, EPS)
     assert found.keys() == wanted.keys()
     for path, p in wanted.items():
         np.testing.assert_allclose(found[path], p, rtol=1e-6)
@@ -203,10 +204,10 @@ def test_triad_is_in_adams_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     def loss(setup: Any, name: str, params: dict, batch: Any, key: Any) -> tuple[jax.Array, dict]:
         return params["w"] @ jnp.asarray(hessians[name], jnp.float32) @ params["w"] / 2 + 1, {}
 
-    monkeypatch.setattr(train, "family_loss", loss)
+    monkeypatch.setattr(train_step, "family_loss", loss)
     drawn = types.SimpleNamespace(batch=0)
     k = np.einsum("fd,d,gd->fg", *(np.stack([a @ at, b @ at]), p, np.stack([a @ at, b @ at])))
-    given = conflict_lookahead.Inputs(
+    given = lookahead.Inputs(
         types.SimpleNamespace(families=("ner", "tc")),  # type: ignore[arg-type]
         {"w": jnp.asarray(at, jnp.float32)},
         ["w"],
@@ -218,7 +219,7 @@ def test_triad_is_in_adams_metric(monkeypatch: pytest.MonkeyPatch) -> None:
         optim.OptimizerConfig(backbone_lr=rate),
         Grams(np.zeros((2, 2, 2, 2, 2)), np.broadcast_to(k[:, None, :, None], (2, 4, 2, 4))),
     )
-    found = conflict_lookahead.measure(given, 2)["curvature"]
+    found = lookahead.measure(given, 2)["curvature"]
     total = a + 2 * b
     inner, step = np.sqrt(p)[:, None] * total * np.sqrt(p), p * (total @ at)  # of the Hessian in the metric
     assert found["lipschitz"]["value"] == pytest.approx(np.linalg.eigvalsh(inner)[-1], rel=1e-3)

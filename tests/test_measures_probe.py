@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxprefit.conflict.describe import describe, transfer_matrix, verdicts
-from jaxprefit.conflict.gram import GROUPINGS, regroup
+from jaxprefit.conflict.inner_products import expected
 from jaxprefit.conflict.noise import corrected_cosine, near_refusal, p_conflict
 from jaxprefit.conflict.probe import GROUPS, Grams, check_independent, mix, probe
-from jaxprefit.conflict.products import expected
 from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
+from jaxprefit.gram import GROUPINGS, regroup
 
 TENSORS = {
     "layer_0/query/kernel": "backbone/layer_0/query/kernel",

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprefit.conflict import tangent
-from jaxprefit.conflict.gram import by_module, gram
+from jaxprefit.conflict import lora_gauge
+from jaxprefit.gram import by_module, gram
 
 MODULE = "lora/shared/layer_0/query"
 SCALE, IN, OUT, RANK = 2.0, 9, 7, 3
@@ -35,7 +35,7 @@ def case() -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.random.Generato
 
 def test_gram_matrix_is_that_of_projected_dense_gradients(case: tuple) -> None:
     a, b, dense, _ = case
-    view, directions = tangent.view(adapter(a, b))
+    view, directions = lora_gauge.view(adapter(a, b))
     found = gram([view(by_factors(g, a, b)) for g in dense], by_module)[MODULE]
     rows = np.stack([projected(g, a, b).ravel() for g in dense])
     np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-4)
@@ -53,7 +53,7 @@ def test_any_gauge_gives_the_same_and_raw_factors_do_not(case: tuple) -> None:
     for _ in range(5):
         r = rng.normal(size=(RANK, RANK)) + 2 * np.eye(RANK)
         other, inverse = a @ r, np.linalg.solve(r, b)
-        view, _ = tangent.view(adapter(other, inverse))
+        view, _ = lora_gauge.view(adapter(other, inverse))
         gradients = [by_factors(g, other, inverse) for g in dense]
         found.append(cosine([view(g) for g in gradients]))
         raw.append(cosine(gradients))
@@ -63,27 +63,27 @@ def test_any_gauge_gives_the_same_and_raw_factors_do_not(case: tuple) -> None:
 
 def test_a_fresh_adapter_has_undefined_directions_not_zeros(case: tuple) -> None:
     a, b, dense, _ = case
-    view, directions = tangent.view(adapter(a, 0 * b))
+    view, directions = lora_gauge.view(adapter(a, 0 * b))
     seen = view(by_factors(dense[0], a, 0 * b))
     assert set(seen) == {f"{MODULE}/b"}, "no step on a changes the map: a has no direction, and no zero"
     assert directions[MODULE] == (RANK, 2 * RANK)
-    view, directions = tangent.view(adapter(0 * a, 0 * b))
+    view, directions = lora_gauge.view(adapter(0 * a, 0 * b))
     assert view(by_factors(dense[0], 0 * a, 0 * b)) == {} and directions[MODULE].undefined == 2 * RANK
 
 
 def test_a_padded_adapter_counts_what_it_lacks(case: tuple) -> None:
     a, b, dense, _ = case
     wide, tall = np.pad(a, ((0, 0), (0, 2))), np.pad(b, ((0, 2), (0, 0)))
-    view, directions = tangent.view(adapter(wide, tall))
+    view, directions = lora_gauge.view(adapter(wide, tall))
     found = gram([view(by_factors(g, wide, tall)) for g in dense], by_module)[MODULE]
-    plain, _ = tangent.view(adapter(a, b))
+    plain, _ = lora_gauge.view(adapter(a, b))
     np.testing.assert_allclose(found, gram([plain(by_factors(g, a, b)) for g in dense], by_module)[MODULE], rtol=1e-4)
     assert directions[MODULE] == (4, 2 * (RANK + 2))
-    assert tangent.undefined({**directions, "other": tangent.Directions(1, 6)}) == (5, 16)
+    assert lora_gauge.undefined({**directions, "other": lora_gauge.Directions(1, 6)}) == (5, 16)
 
 
 def test_what_is_no_adapter_passes_as_it_is(case: tuple) -> None:
     a, b, *_ = case
-    view, _ = tangent.view(adapter(a, b))
+    view, _ = lora_gauge.view(adapter(a, b))
     kernel = {"backbone/layer_0/query/kernel": jnp.ones((2, 2))}
     assert view(kernel)["backbone/layer_0/query/kernel"].tolist() == [[1, 1], [1, 1]]

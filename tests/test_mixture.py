@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprefit.data.builders import Prepared, Source, prepare
-from jaxprefit.data.mixture import Rows, collate, held_out_batches, mixture, shares, split_held_out
 from jaxprefit.data.packing import Layout
 from jaxprefit.errors import UserError
 from jaxprefit.families import ClassificationFamily, Family, NerFamily
+from jaxprefit.families.mixture import Rows, collate, held_out_batches, mixture, shares, split_held_out
 
 LOWER = tokenizer()
 

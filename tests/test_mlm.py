@@ -12,14 +12,14 @@ import pytest
 import tokenizers
 
 from jaxprefit.data import synthetic
-from jaxprefit.data.mixture import collate
 from jaxprefit.data.packing import Layout
-from jaxprefit.data.vocabulary import SPECIAL, train_wordpiece
-from jaxprefit.encoder import EncoderConfig
+from jaxprefit.data.wordpiece import SPECIAL, train_wordpiece
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.transformer import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families import MlmFamily
+from jaxprefit.families.mixture import collate
 from jaxprefit.families.mlm import inclusion
-from jaxprefit.pretrained import Pretrained
 
 TEXTS = [record["text"] for record in synthetic.text_records(400, seed=5)]
 TOKENIZER = train_wordpiece(TEXTS, 300)  # so small that many words have several pieces

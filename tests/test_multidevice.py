@@ -18,8 +18,9 @@ from flax.traverse_util import flatten_dict
 
 import jaxprefit
 from experiments import prefinetune
-from jaxprefit import checkpoints, sharding
-from jaxprefit.encoder import EncoderConfig, init_backbone
+from jaxprefit.checkpoints import reader
+from jaxprefit.encoder.transformer import EncoderConfig, init_backbone
+from jaxprefit.runtime import sharding
 
 STEPS = 6
 LAYOUTS = {  # name -> settings
@@ -72,7 +73,7 @@ def metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def weights(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
-    return flatten_dict(checkpoints.read(workdir / "checkpoints" / str(step)).params, sep="/")
+    return flatten_dict(reader.read(workdir / "checkpoints" / str(step)).params, sep="/")
 
 
 def assert_close_metrics(found: list[dict[str, Any]], expected: list[dict[str, Any]], steps: int = STEPS) -> None:

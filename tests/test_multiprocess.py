@@ -16,10 +16,12 @@ import pytest
 import run
 from flax.traverse_util import flatten_dict
 
-from experiments import prefinetune, wiring
-from jaxprefit import checkpoints, distributed
-from jaxprefit.cli import PREEMPTED_STATUS
+from experiments import prefinetune
+from experiments.common import assembly
+from experiments.common.cli import PREEMPTED_STATUS
+from jaxprefit.checkpoints import reader
 from jaxprefit.errors import UserError
+from jaxprefit.runtime import distributed
 
 STEPS = 60
 SETTINGS = {
@@ -106,14 +108,14 @@ def test_one_process_restores_every_bit_of_what_two_wrote(ended: tuple[Path, int
     folder = workdir / "checkpoints" / str(last)
     parts = [p.name for p in (folder / "backbone").glob("ocdbt.process_*")]
     assert sorted(parts) == ["ocdbt.process_0", "ocdbt.process_1"], "both wrote theirs"
-    fresh, _ = wiring.fresh_state(wiring.make_run(run.config(cache, SETTINGS), workdir))
-    state, _ = checkpoints.Checkpoints(workdir).restore(last, fresh, checkpoints._read_meta(folder))
-    expected = flatten_dict(checkpoints.read(folder).params, sep="/")
+    fresh, _ = assembly.fresh_state(assembly.make_run(run.config(cache, SETTINGS), workdir))
+    state, _ = reader.Checkpoints(workdir).restore(last, fresh, reader._read_meta(folder))
+    expected = flatten_dict(reader.read(folder).params, sep="/")
     assert state.params.keys() == expected.keys() and int(state.step) == last
     for path, value in state.params.items():
         assert len(value.devices()) == 1
         np.testing.assert_array_equal(value, expected[path])
-    moments = [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.read_optimizer(folder))]
+    moments = [np.asarray(leaf) for leaf in jax.tree.leaves(reader.read_optimizer(folder))]
     found = [np.asarray(leaf) for leaf in jax.tree.leaves(state.opt_state)]
     assert sorted(a.tobytes() for a in found) == sorted(a.tobytes() for a in moments)
 

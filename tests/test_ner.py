@@ -17,18 +17,20 @@ from golden.model_files import VOCABULARY, tokenizer, write_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprefit import lora, optim, strategies, train
-from jaxprefit.data.mixture import collate
+from jaxprefit import strategies
 from jaxprefit.data.packing import Layout
-from jaxprefit.encoder import Encoder
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.huggingface import Pretrained, load_pretrained
+from jaxprefit.encoder.transformer import Encoder
 from jaxprefit.errors import UserError
 from jaxprefit.families import NerFamily, useful_tokens
-from jaxprefit.families.concept_sides import name_vectors
+from jaxprefit.families.concept_encoders import name_vectors
 from jaxprefit.families.concepts import concept_name
+from jaxprefit.families.mixture import collate
 from jaxprefit.families.ner_distill import DistillFamily
 from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, sigmoid_loss, softmax_loss
 from jaxprefit.families.teacher import load_teacher
-from jaxprefit.pretrained import Pretrained, load_pretrained
+from jaxprefit.training import optim, train_step
 
 TOKENIZER = tokenizer()
 LAYOUT = Layout(2, 16, 2)
@@ -210,7 +212,7 @@ def test_names_encoded_in_chunks_are_the_names_encoded_alone(
 ) -> None:
     names = ["cat", "the cat sat on the world", "a", "hello world", "cafe", "on", "sat on"]
     together = name_vectors(start, names)
-    monkeypatch.setattr("jaxprefit.families.concept_sides.CHUNK", 3)
+    monkeypatch.setattr("jaxprefit.families.concept_encoders.CHUNK", 3)
     np.testing.assert_allclose(name_vectors(start, names), together, atol=1e-5)
     np.testing.assert_allclose(name_vectors(start, names[1:2])[0], together[1], atol=1e-5)
 
@@ -227,8 +229,10 @@ def test_golden_loss_and_gradient(ner: NerFamily, start: Pretrained) -> None:
     adapter = jax.tree.map(lambda x: x if x.ndim == 0 else jnp.asarray(noise("lora", x.shape)) / 8, adapter)
     head = {"ner": ner.init_head(jax.random.key(0), start)}
     flat = flatten_dict({"backbone": start.params, "lora": {"ner": adapter}, "head": head}, sep="/")
-    setup = train.Setup(Encoder(start.config), {"ner": ner}, table, {})
-    loss, metrics, grads = jax.jit(lambda f, b: train.family_gradients(setup, "ner", f, b, None))(flat, batch_of(ner))
+    setup = train_step.Setup(Encoder(start.config), {"ner": ner}, table, {})
+    loss, metrics, grads = jax.jit(lambda f, b: train_step.family_gradients(setup, "ner", f, b, None))(
+        flat, batch_of(ner)
+    )
     norms = [
         float(np.sqrt(sum(float(jnp.vdot(g, g)) for path, g in grads.items() if path.startswith(block))))
         for block in BLOCKS
@@ -246,9 +250,11 @@ def test_a_trained_concept_encoder_starts_as_the_frozen_one_and_is_trained_as_a_
     family = made(concept_encoder="trained")
     head = family.init_head(jax.random.key(0), start)
     table = strategies.make("individual_ner", ["ner"], family.constants, family.encoders)
-    setup = train.Setup(Encoder(start.config), {}, table, {})
+    setup = train_step.Setup(Encoder(start.config), {}, table, {})
     flat = flatten_dict({"backbone": start.params, "head": {"ner": head}}, sep="/")
-    vectors = jax.jit(lambda f, b: train.apply_family(setup, "ner", f, b, family.side.vectors))(flat, batch_of(family))
+    vectors = jax.jit(lambda f, b: train_step.apply_family(setup, "ner", f, b, family.side.vectors))(
+        flat, batch_of(family)
+    )
     vectors = vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors[:3], ner.init_head(jax.random.key(0), start)["concepts"], atol=1e-4)
     rows = dict(table.table)
@@ -375,11 +381,11 @@ def test_the_loss_falls(loss: str, side: str, teacher_folder: Path) -> None:
     table = strategies.make("individual_ner", ["ner"], family.constants, family.encoders)
     params = {"backbone": start.params, "head": {"ner": family.init_head(jax.random.key(0), start)}}
     before = flatten_dict(params, sep="/")
-    setup, batch = train.Setup(Encoder(start.config), {"ner": family}, table, {}), batch_of(family)
+    setup, batch = train_step.Setup(Encoder(start.config), {"ner": family}, table, {}), batch_of(family)
 
     @jax.jit
     def descend(flat: dict) -> tuple[jax.Array, dict]:
-        value, _, grads = train.family_gradients(setup, "ner", flat, batch, None)
+        value, _, grads = train_step.family_gradients(setup, "ner", flat, batch, None)
         norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in grads.values()))
         return value, {path: flat[path] - 0.1 * g / norm for path, g in grads.items()}
 

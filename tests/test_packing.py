@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxprefit.data.packing import Layout, pack, packed
-from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone, mean_pool, pool_segments
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig, init_backbone, mean_pool, pool_segments
 
 CONFIG = EncoderConfig(50, 16, 2, 2, 32, max_positions=12)
 

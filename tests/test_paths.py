@@ -17,15 +17,15 @@ from ml_collections import ConfigDict
 
 import jaxprefit
 from experiments import conflict, conflict_trial, downstream, prefinetune, representations, tables
-from experiments.checks import check
-from jaxprefit.checkpoints import Checkpoints
+from experiments.common.checks import check
+from jaxprefit.checkpoints.reader import Checkpoints
 from jaxprefit.data import builders, sources
 from jaxprefit.data.names import read_names
-from jaxprefit.data.readers import read
+from jaxprefit.data.records.readers import read
+from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
 from jaxprefit.errors import UserError
 from jaxprefit.families.teacher_cache import cached
-from jaxprefit.paths import user_path
-from jaxprefit.pretrained import load_pretrained, save_pretrained
+from jaxprefit.runtime.paths import user_path
 
 SHAPE = {
     "model_type": "bert", "vocab_size": len(VOCABULARY), "hidden_size": 8, "num_hidden_layers": 1,

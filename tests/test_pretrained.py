@@ -15,8 +15,8 @@ from golden.formula import Tensors, noise, weights
 from golden.model_files import SENTENCES, prefixed, tokenizer, write_model, write_vocabulary
 from safetensors.numpy import load_file
 
+from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import load_pretrained, save_pretrained
 
 GOLDEN = Path(__file__).with_name("golden")
 CASES = json.loads((GOLDEN / "encoder.json").read_text())["cases"]

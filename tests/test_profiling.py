@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from configs import default
-from jaxprefit import cli, loop
-from jaxprefit.data.mixture import Drawn
-from jaxprefit.profiling import WARM_UP, operations
-from jaxprefit.sharding import make_mesh
-from jaxprefit.train import TrainState
+from experiments.common import cli
+from jaxprefit.families.mixture import Drawn
+from jaxprefit.runtime.sharding import make_mesh
+from jaxprefit.training import loop
+from jaxprefit.training.profiling import WARM_UP, operations
+from jaxprefit.training.train_step import TrainState
 
 SLOW = 0.02  # seconds that the loader takes
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxprefit.data import readers
-from jaxprefit.data.readers import read
-from jaxprefit.data.records import KINDS, SCHEMES, entity_types, to_iob2
+from jaxprefit.data.records import KINDS, SCHEMES, entity_types, readers, to_iob2
+from jaxprefit.data.records.readers import read
 from jaxprefit.errors import UserError
 
 NER = [

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import run
 
-from experiments import family_data, wiring
-from jaxprefit import train
-from jaxprefit.encoder import REMAT, Encoder, EncoderConfig, init_backbone
-from jaxprefit.lora import LoraSpec, init_lora
-from jaxprefit.sharding import put_batch
+from experiments.common import assembly, family_data
+from jaxprefit.encoder.lora import LoraSpec, init_lora
+from jaxprefit.encoder.transformer import REMAT, Encoder, EncoderConfig, init_backbone
+from jaxprefit.runtime.sharding import put_batch
+from jaxprefit.training import train_step
 
 CONFIG = EncoderConfig(97, 32, 8, 4, 128, 64, hidden_dropout=0.1)
 OPTIONS = {
@@ -74,19 +74,19 @@ def test_in_half_precision_weights_moments_losses_softmax_and_gram_are_float32(
     cache = tmp_path_factory.getbasetemp() / "cache"
     config = run.config(cache, {"model.dtype": "bfloat16", "run.remat": "dots", "data.ner.loss": "softmax"})
     config.data.mlm.sources = ("generated:text?rows=100",)
-    parts = wiring.make_run(config, tmp_path / "run")
-    state, tx = wiring.fresh_state(parts)
+    parts = assembly.make_run(config, tmp_path / "run")
+    state, tx = assembly.fresh_state(parts)
     streams = family_data.streams(parts.data, parts.setup.families, config, 0)
     batches = {name: put_batch(parts.mesh, next(stream).batch) for name, stream in streams.items()}
     for stream in streams.values():
         stream.close()
-    step: Any = wiring.make_step(parts, tx, config)
+    step: Any = assembly.make_step(parts, tx, config)
     after, metrics = jax.eval_shape(step, state, batches)
     floats = [x for x in jax.tree.leaves((state, after, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert {x.dtype for x in floats} == {jnp.dtype("float32")}
     assert {"loss/ner", "loss/tc", "loss/mlm", "gram/layer_0"} <= metrics.keys()
     for name, batch in batches.items():
-        evaluate = jax.make_jaxpr(train.make_eval(parts.setup, name))(state.params, batch)
+        evaluate = jax.make_jaxpr(train_step.make_eval(parts.setup, name))(state.params, batch)
         inputs: dict[str, set[Any]] = {}
         for equation in equations(evaluate.jaxpr):
             inputs.setdefault(equation.primitive.name, set()).update(v.aval.dtype for v in equation.invars)

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from test_experiments import assert_valid
 
 import jaxprefit
-from experiments import prefinetune, representations, wiring
-from jaxprefit.conflict import representation_figures, representation_report
-from jaxprefit.conflict import representations as rep
-from jaxprefit.conflict.hidden import hidden_states, ordinary_tokens, views
-from jaxprefit.conflict.layer_probes import macro_f1, predict
-from jaxprefit.conflict.representation_measure import hypothesis
+from experiments import prefinetune, representations
+from experiments.common import assembly
 from jaxprefit.errors import UserError
+from jaxprefit.representations import figures, report
+from jaxprefit.representations import measures as rep
+from jaxprefit.representations.comparison import hypothesis
+from jaxprefit.representations.hidden import hidden_states, ordinary_tokens, views
+from jaxprefit.representations.probes import macro_f1, predict
 
 
 def normal(seed: int, n: int, d: int) -> np.ndarray:
@@ -236,9 +237,9 @@ def models(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, j
     made = {}
     for name, strategy in (("start", "none"), ("same", "none"), ("tp", "task_primary")):
         config = run.config(cache, {"strategy": strategy})
-        parts = wiring.make_run(config, folder)
+        parts = assembly.make_run(config, folder)
         meta = {
-            "config": wiring.saved_config(config),
+            "config": assembly.saved_config(config),
             "families": {f: family.describe() for f, family in parts.setup.families.items()},
             "step": 0,
         }
@@ -275,14 +276,14 @@ def test_files_of_a_run(cache: Path, tmp_path: Path) -> None:
     found = representations.run(nothing, tmp_path / "alone", f"plain={tmp_path / 'plain'}")
     assert assert_valid(tmp_path / "alone" / "representations.json", "representations")["samples"].keys() == {"ner"}
     assert found["differences"] == [] and found["tasks"] == [] and found["hypothesis"] == {}
-    assert set(representation_figures.figures(found)) == {"together", "geometry"}
+    assert set(figures.figures(found)) == {"together", "geometry"}
 
 
 def test_result_of_runs(content: dict[str, Any]) -> None:
     assert [m["name"] for m in content["models"]] == ["start", "same", "tp", "tp+ner", "tp+tc"]
     assert [m["adapter"] for m in content["models"]] == [None, None, None, "ner", "tc"]
     assert (content["reference"], content["layers"], len(content["differences"])) == ("start", 1, 10)
-    assert set(representation_figures.figures(content)) == {"together", "geometry", "probes", "cka"}
+    assert set(figures.figures(content)) == {"together", "geometry", "probes", "cka"}
     ner, tc = content["samples"]["ner"], content["samples"]["tc"]
     assert len(ner["origins"]) == len(tc["origins"]) == 2  # held-out rows of the run, test rows of the task
     assert (ner["pairs"], tc["pairs"] > 0) == (0, True)
@@ -314,11 +315,11 @@ def test_undecided_differences_say_so(content: dict[str, Any], capsys: pytest.Ca
     wide = copy.deepcopy(content)
     band = wide["differences"][0]["texts"]["ner"]["effective_rank"]
     band.update(value=[0.5, 0.5], low=[-1.0, 0.25], high=[2.0, 0.75], verdict=["undecided", "higher"])
-    column = representation_report.header(wide).index("effective rank ner")
-    table = representation_report.rows(wide)
+    column = report.header(wide).index("effective rank ner")
+    table = report.rows(wide)
     assert [row[column] for row in table[:2]] == ["+0.500 [-1.000, +2.000], undecided", "+0.500 [+0.250, +0.750]"]
     assert len(table) == 4 * 2
-    representation_report.print_tables(wide)
+    report.print_tables(wide)
     out = " ".join(capsys.readouterr().out.split())
     assert (
         "undecided" in out

@@ -16,10 +16,10 @@ import pytest
 import run
 
 from experiments import prefinetune
-from jaxprefit import checkpoints
-from jaxprefit.cli import PREEMPTED_STATUS
+from experiments.common.cli import PREEMPTED_STATUS
+from jaxprefit.checkpoints import reader
 from jaxprefit.errors import UserError
-from jaxprefit.files import locked
+from jaxprefit.runtime.files import locked
 
 STEPS, EVERY = 40, 5
 SETTINGS = {
@@ -62,7 +62,7 @@ def metrics(workdir: Path) -> list[dict[str, Any]]:
 def saved(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """Every array of a checkpoint by path: weights, adapters, heads, the optimizer's moments and counts."""
     folder = workdir / "checkpoints" / str(step)
-    trees = {"params": checkpoints.read(folder).params, "optimizer": checkpoints._read_tree(folder / "optimizer")}
+    trees = {"params": reader.read(folder).params, "optimizer": reader._read_tree(folder / "optimizer")}
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(trees)}
 
 

@@ -10,9 +10,10 @@ import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import downstream, task_data
+from experiments import downstream
+from experiments.common import tasks
 from jaxprefit.data import sources
-from jaxprefit.downstream import rows
+from jaxprefit.downstream import sampling
 from jaxprefit.errors import UserError
 
 TAGS = st.lists(st.sampled_from(["O", "B-x", "B-y", "B-z"]), min_size=1, max_size=5).map(lambda tags: {"tags": tags})
@@ -22,14 +23,14 @@ LABELS = st.sampled_from("abc").map(lambda label: {"label": label})
 @settings(max_examples=60)
 @given(st.lists(TAGS, max_size=60), st.integers(1, 5))
 def test_shots_of_entities_stay_between_k_and_2k(records: list[dict], k: int) -> None:
-    chosen = rows.shots(records, k)
+    chosen = sampling.shots(records, k)
     assert len({*chosen.tolist()}) == len(chosen)
-    taken = [rows.classes(records[i]) for i in chosen]
+    taken = [sampling.classes(records[i]) for i in chosen]
     found = sum(taken, Counter())
     assert all(taken) and all(n <= 2 * k for n in found.values())  # no sentence without an entity
     for i in {*range(len(records))} - {*chosen.tolist()}:
         # None is left that would have helped a type below K and hurt none.
-        held = rows.classes(records[i])
+        held = sampling.classes(records[i])
         helps = any(found[c] < k for c in held)
         assert not (helps and all(found[c] + n <= 2 * k for c, n in held.items()))
 
@@ -38,7 +39,7 @@ def test_shots_of_entities_stay_between_k_and_2k(records: list[dict], k: int) ->
 @given(st.lists(LABELS, max_size=60), st.integers(1, 5))
 def test_shots_of_labels_are_k_or_all_there_are(records: list[dict], k: int) -> None:
     there = Counter(r["label"] for r in records)
-    assert Counter(records[i]["label"] for i in rows.shots(records, k)) == {c: min(k, n) for c, n in there.items()}
+    assert Counter(records[i]["label"] for i in sampling.shots(records, k)) == {c: min(k, n) for c, n in there.items()}
 
 
 def test_draws_are_those_of_mteb() -> None:
@@ -52,7 +53,7 @@ def test_draws_are_those_of_mteb() -> None:
             if seen[labels[i]] < 3:
                 expected.append(i)
             seen[labels[i]] += 1
-        assert rows.mteb_draw(labels, 3, draw).tolist() == expected
+        assert sampling.mteb_draw(labels, 3, draw).tolist() == expected
 
 
 def test_development_rows_are_cut_from_training_rows(tmp_path: Path) -> None:
@@ -62,15 +63,15 @@ def test_development_rows_are_cut_from_training_rows(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").write_text("".join(lines))
     config = run.config(tmp_path / "cache", {"data.root": str(folder.parent), "downstream.split": "dev"})
-    train, dev, _ = task_data.task_rows("own", "labelled", config, str(tmp_path / "cache"))
+    train, dev, _ = tasks.task_rows("own", "labelled", config, str(tmp_path / "cache"))
     texts = [{r[i]["text"] for i in range(len(r))} for r in (train, dev)]
     assert [len(t) for t in texts] == [36, 4] and not texts[0] & texts[1]
     assert train.fingerprint != dev.fingerprint
-    *again, _ = task_data.task_rows("own", "labelled", config, str(tmp_path / "cache"))
+    *again, _ = tasks.task_rows("own", "labelled", config, str(tmp_path / "cache"))
     assert [r.fingerprint for r in again] == [train.fingerprint, dev.fingerprint]
     # A file of development rows goes before; then no training row is left out.
     (folder / "dev.jsonl").write_text("".join(lines[:3]))
-    train, dev, _ = task_data.task_rows("own", "labelled", config, str(tmp_path / "cache"))
+    train, dev, _ = tasks.task_rows("own", "labelled", config, str(tmp_path / "cache"))
     assert (len(train), len(dev)) == (40, 3)
     assert sources.has_development_rows("generated:labelled", "labelled", "")
     assert not sources.has_development_rows("tfds:ag_news_subset", "labelled", "")

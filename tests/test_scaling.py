@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 
 from configs import scaling as scaling_config
-from experiments import scaling, scaling_cell
+from experiments import scaling
+from experiments.scaling import compiled_step
 from jaxprefit.errors import UserError
 
 PROGRAM = """
@@ -22,7 +23,7 @@ PROGRAM = """
 
 
 def test_collectives_are_read_from_the_text_of_a_program() -> None:
-    found = scaling_cell.collectives(PROGRAM, 8)
+    found = compiled_step.collectives(PROGRAM, 8)
     assert found["all-reduce"] == {"count": 2, "bytes": 160 + 16, "sent": 2 * 3 / 4 * 160 + 2 * 7 / 8 * 16}
     assert found["all-gather"] == {"count": 1, "bytes": 32, "sent": 3 / 4 * 32}
     assert found["reduce-scatter"] == {"count": 1, "bytes": 40, "sent": 1 / 2 * 40}

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from configs import study as study_config
-from experiments import task_data
-from experiments.checks import MAX_SEED, check, check_study
+from experiments.common import tasks
+from experiments.common.checks import MAX_SEED, check, check_study
 from jaxprefit.data import sources
 from jaxprefit.data.builders import Source, prepare
-from jaxprefit.data.readers import read
+from jaxprefit.data.records.readers import read
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.evaluate import ner_scores
-from jaxprefit.downstream.significance import span_counts
 from jaxprefit.errors import UserError
+from jaxprefit.significance import span_counts
 
 # Spans
 
@@ -160,18 +160,18 @@ def test_a_task_named_twice_is_refused_however_it_is_spelled(other: str, tmp_pat
     spelled = other.format(data=data)
     c = run.config(tmp_path / "cache", {"data.root": str(data), "downstream.tc": ("a", spelled), "downstream.ner": ()})
     with pytest.raises(UserError, match="downstream.ner and downstream.tc name the task .* twice"):
-        task_data.task_sources(c)
+        tasks.task_sources(c)
     c.data.tc.sources = ("a", spelled)
     with pytest.raises(UserError, match=r"data.tc.sources names the source .* twice"):
         sources.check_different("data.tc.sources names the source", c.data.tc.sources, c.data.root)
     c.downstream.tc = ("a", "b")
-    assert len(task_data.task_sources(c)) == 2
+    assert len(tasks.task_sources(c)) == 2
 
 
 def rows_of(folder: Path, tmp_path: Path, split: str = "test", name: str = "") -> tuple[int, int, list[str]]:
     """(number of rows trained on, number scored, what is told)."""
     c = run.config(tmp_path / "cache", {"data.root": str(folder.parent), "downstream.split": split})
-    train, scored, notes = task_data.task_rows(name or folder.name, "labelled", c, str(tmp_path / "cache"))
+    train, scored, notes = tasks.task_rows(name or folder.name, "labelled", c, str(tmp_path / "cache"))
     return len(train), len(scored), notes
 
 

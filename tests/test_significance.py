@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from seqeval.scheme import IOB2
 
-from jaxprefit.downstream import significance as sig
+from jaxprefit import significance as sig
 from jaxprefit.downstream.evaluate import tc_scores
 from jaxprefit.errors import UserError
 

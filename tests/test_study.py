@@ -22,26 +22,16 @@ from test_experiments import assert_valid
 
 import jaxprefit
 from configs import study as study_config
-from experiments import (
-    downstream,
-    prefinetune,
-    study,
-    study_claims,
-    study_figures,
-    study_fronts,
-    study_grid,
-    study_settings,
-    study_sweeps,
-    study_tables,
-    study_tests,
-    wiring,
-)
+from experiments import downstream, prefinetune, study
+from experiments.common import assembly
+from experiments.study import claims as study_claims
+from experiments.study import expansion, figures, fronts, page_tables, stars, sweeps, variant_settings
 from jaxprefit.averaging import averaged
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
-from jaxprefit.downstream.significance import holm, paired_bootstrap
 from jaxprefit.errors import UserError
-from jaxprefit.files import locked
+from jaxprefit.runtime.files import locked
+from jaxprefit.significance import holm, paired_bootstrap
 
 ALL = (
     "none", "individual", "naive", "task_primary", "shared_lora", "frozen_lora", "averaged", "naive_pcgrad",
@@ -78,7 +68,7 @@ def config(cache: Path, **changes: object) -> ConfigDict:
 
 def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
     c = config(cache, **{"study.variants": (*ALL, "individual_double"), "study.seeds": (0, 3)})
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     folders = [r.folder.removeprefix("random/") for r in grid.runs]
     names = [*(v for v in ALL if v != "individual"), "individual_ner", "individual_tc", "individual_double_ner"]
     assert sorted(folders) == sorted(f"{n}-seed{s}" for n in [*names, "individual_double_tc"] for s in (0, 3))
@@ -93,7 +83,7 @@ def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
     assert all("study" not in r.config for r in grid.runs)
     # An average without settings of its own is of the individual encoders as they are set.
     c.study.variant.individual = {"tc": {"optimizer": {"steps": 5}}}
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     by_name = {r.folder.removeprefix("random/"): r for r in grid.runs}
     assert [p.config.optimizer.steps for p in by_name["averaged-seed0"].parts] == [3, 5]
     served = grid.encoders["random", "individual"]
@@ -103,12 +93,12 @@ def test_variants_with_equal_settings_share_an_encoder(cache: Path) -> None:
 def test_settings_of_a_strategy_or_mode_do_not_make_it_another(cache: Path) -> None:
     c = config(cache, **{"study.variants": ("none", "naive"), "study.modes": ("probe",), "strategy": "task_primary"})
     c.study.variant.naive, c.study.mode.probe = {"optimizer": {"steps": 5}}, {"downstream": {"head_lr": 0.5}}
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     assert [(r.config.strategy, r.config.optimizer.steps) for r in grid.runs] == [("none", 3), ("naive", 5)]
-    assert study_settings.method(c, "naive") == "naive"
+    assert variant_settings.method(c, "naive") == "naive"
     assert {(s.config.downstream.mode, s.config.downstream.head_lr) for s in grid.scorings} == {("probe", 0.5)}
     c.study.variant.naive.strategy, c.study.mode.probe.downstream.mode = "shared_lora", "full"
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     assert [r.config.strategy for r in grid.runs] == ["none", "shared_lora"]
     assert {s.config.downstream.mode for s in grid.scorings} == {"full"}
 
@@ -116,7 +106,7 @@ def test_settings_of_a_strategy_or_mode_do_not_make_it_another(cache: Path) -> N
 def test_the_grid_is_the_product_of_its_axes(cache: Path) -> None:
     c = config(cache, **{"study.variants": ALL, "study.modes": ("adapter", "probe", "mteb", "adapter_5shot")})
     c.study.starts, c.study.start = ("a", "b"), ConfigDict({"a": {}, "b": {"model": {"hidden": 64}}})
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     places = [(e.start, e.mode, e.fraction, e.variant, e.family) for e in grid.entries]
     assert len(set(places)) == len(places)
     # Fractions do not apply to shots; MTEB classifies texts alone.
@@ -134,7 +124,7 @@ def test_several_settings_of_a_strategy_are_scored_on_development_rows(cache: Pa
     variants = ("none", "individual", "faster_ner", "naive", "naive_pcgrad", "task_primary")
     c = config(cache, **{"study.variants": variants, "study.fractions": (1.0,)})
     c.study.variant.faster_ner = {"strategy": "individual", "ner": {"optimizer": {"backbone_lr": "*2"}}}
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     assert set(grid.choices) == {("random", "individual"), ("random", "faster_ner")}
     plain, tuned = (grid.choices["random", v] for v in ("individual", "faster_ner"))
     assert plain["tc"] == tuned["tc"] and plain["ner"] != tuned["ner"]  # the same encoder of texts
@@ -145,7 +135,7 @@ def test_several_settings_of_a_strategy_are_scored_on_development_rows(cache: Pa
     assert {s.config.downstream.split for e in grid.entries for s in e.scorings} == {"test"}
     with pytest.raises(UserError, match="study.choice.mode is 'mteb'"):
         c.study.choice.mode = "mteb"
-        study_grid.expand(c)
+        expansion.expand(c)
 
 
 def test_settings_of_a_variant_for_one_start_encoder(cache: Path) -> None:
@@ -153,15 +143,15 @@ def test_settings_of_a_variant_for_one_start_encoder(cache: Path) -> None:
     c.study.start = ConfigDict({"a": {}, "b": {"model": {"layers": 2}}})
     own = {"strategy": "task_primary", "lora": {"rank": 2}, "b": {"lora": {"last_layers": 2}}}
     c.study.variant.deep = ConfigDict(own)
-    lora = {r.folder: (r.config.lora.rank, r.config.lora.last_layers) for r in study_grid.expand(c).runs}
+    lora = {r.folder: (r.config.lora.rank, r.config.lora.last_layers) for r in expansion.expand(c).runs}
     assert (lora["a/deep-seed0"], lora["b/deep-seed0"]) == ((2, 1), (2, 2))
     c.study.start = ConfigDict({"a": {}, "b": {}, "lora": {}})
     with pytest.raises(UserError, match="study.start.lora has the name of a setting"):
-        study_grid.expand(c)
+        expansion.expand(c)
 
 
 def test_encoders_without_lora_have_the_same_cells_stacked_and_adapted(cache: Path) -> None:
-    grid = study_grid.expand(config(cache, **{"study.variants": ALL, "study.modes": ("adapter", "stacked")}))
+    grid = expansion.expand(config(cache, **{"study.variants": ALL, "study.modes": ("adapter", "stacked")}))
     place = {(e.mode, e.variant, e.fraction, e.family): e for e in grid.entries}
     own = {"task_primary", "shared_lora", "frozen_lora", "task_primary_rank4"}
     for (mode, variant, *rest), entry in place.items():
@@ -176,10 +166,10 @@ def test_encoders_without_lora_have_the_same_cells_stacked_and_adapted(cache: Pa
 
 
 def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cache: Path) -> None:
-    grid = study_grid.expand(config(cache, **{"study.variants": ALL, "study.seeds": (0, 1, 2)}))
-    assert study_grid.shard(grid, "") == grid.runs
+    grid = expansion.expand(config(cache, **{"study.variants": ALL, "study.seeds": (0, 1, 2)}))
+    assert expansion.shard(grid, "") == grid.runs
     for n in (1, 2, 3, 20):
-        parts = [study_grid.shard(grid, f"{i}/{n}") for i in range(1, n + 1)]
+        parts = [expansion.shard(grid, f"{i}/{n}") for i in range(1, n + 1)]
         folders = [r.folder for part in parts for r in part]
         assert sorted(folders) == sorted(r.folder for r in grid.runs)
         for part in parts:
@@ -189,7 +179,7 @@ def test_shards_are_disjoint_and_complete_and_keep_an_average_with_its_parts(cac
                 done.add(one.folder)
     for wrong in ("0/2", "3/2", "a/2", "2", "-1/2"):
         with pytest.raises(UserError, match="--shard is"):
-            study_grid.shard(grid, wrong)
+            expansion.shard(grid, wrong)
 
 
 @pytest.mark.parametrize(
@@ -255,11 +245,11 @@ def test_a_setting_that_does_not_exist_is_named_with_its_variant(cache: Path) ->
     c = config(cache)
     c.study.variants, c.study.variant.mine = ("mine",), {"lora": {"rnk": 3}}
     with pytest.raises(UserError, match=r"study.variant.mine.lora.rnk is not a setting; did you mean .*lora.rank\?"):
-        study_grid.expand(c)
+        expansion.expand(c)
     for value in ("many", "*many", "*inf"):
         c.study.variant.mine = {"lora": {"rank": value}}
         with pytest.raises(UserError, match=re.escape(f"study.variant.mine.lora.rank is '{value}'")):
-            study_grid.expand(c)
+            expansion.expand(c)
 
 
 def test_a_multiple_is_of_what_the_start_has(cache: Path) -> None:
@@ -268,7 +258,7 @@ def test_a_multiple_is_of_what_the_start_has(cache: Path) -> None:
     c.study.variant.more = {"strategy": "naive", "optimizer": {"backbone_lr": "*2", "steps": "*1.5"}}
     c.study.starts, c.study.variants = ("one", "two"), ("more",)
     before = c.optimizer.backbone_lr, c.optimizer.steps
-    one, two = (run.config.optimizer for run in study_grid.expand(c).runs)
+    one, two = (run.config.optimizer for run in expansion.expand(c).runs)
     assert (one.backbone_lr, one.steps) == (0.5, 9)
     assert (two.backbone_lr, two.steps) == (2 * before[0], int(1.5 * before[1]))
 
@@ -278,28 +268,28 @@ def test_a_multiple_is_of_what_the_start_has(cache: Path) -> None:
 
 def test_the_page_names_an_encoder_and_not_where_it_lies(cache: Path) -> None:
     c = config(cache, **{"study.start.minilm.model.path": "/a/place/encoder"})
-    assert study_settings.settings_of(c, "start", "minilm")["model.path"] == "encoder"
+    assert variant_settings.settings_of(c, "start", "minilm")["model.path"] == "encoder"
 
 
 def test_every_variant_is_compared_at_equal_capacity(cache: Path, encoder: str, tmp_path: Path) -> None:
     c = config(
         cache, **{"model.path": encoder, "study.variants": ALL, "study.modes": ("adapter",), "study.fractions": (1.0,)}
     )
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     models: dict[str, jaxprefit.Model] = {}
     for one in grid.runs:
         if one.parts:
             models[one.folder] = averaged([models[p.folder] for p in one.parts])
         else:
-            parts = wiring.make_run(one.config, tmp_path / "run")
+            parts = assembly.make_run(one.config, tmp_path / "run")
             params = jax.tree.map(np.asarray, parts.params)
             models[one.folder] = jaxprefit.Model(
                 parts.start.config, params, parts.start.tokenizer, parts.setup.strategy, {}
             )
     tasks = {t.family: t for t in downstream.load_tasks(c, tmp_path / "run", next(iter(models.values())))}
 
-    def trained(scoring: study_grid.Scoring, family: str) -> dict[str, tuple]:
-        spec = wiring.lora_spec(scoring.config)
+    def trained(scoring: expansion.Scoring, family: str) -> dict[str, tuple]:
+        spec = assembly.lora_spec(scoring.config)
         key = jax.random.key(0)
         start = start_params(models[scoring.run.folder], tasks[family], spec, "adapter", key)
         return jax.tree.map(np.shape, {"lora": start["lora"], "head": start["head"]})
@@ -344,7 +334,7 @@ def test_files_of_a_study(whole: Path, runnable: ConfigDict) -> None:
     changed = copy.deepcopy(runnable)
     changed.study.variant.individual = {"optimizer": {"backbone_lr": 1e-6}}
     for c, done in ((runnable, True), (changed, False)):
-        one = study_grid.expand(c).runs[1]
+        one = expansion.expand(c).runs[1]
         assert (whole / one.folder / "summary.json").exists()
         assert bool(prefinetune.finished(one.config, whole / one.folder)) == done
     # Tests by task follow from the cells' files, for the pairs that a claim is about.
@@ -517,7 +507,7 @@ def judged(gain: float, spread: float) -> Iterator[dict]:
     rng = np.random.default_rng(0)
     none = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
     mine = {name: v + gain + spread * rng.normal(size=(1, 3)) for name, v in none.items()}
-    entry = study_grid.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
+    entry = expansion.Entry("a", "adapter", 0.1, "individual", "ner", (), {"none": ()})
     stands = {"a": {"individual": "individual", "none": "none"}}
     yield from study_claims.judge(study_claims.measure([entry], {entry: mine}, lambda e, other: none, stands))
 
@@ -526,7 +516,7 @@ def test_a_task_can_stand_out_however_many_there_are() -> None:
     rng = np.random.default_rng(0)
     apart = [np.stack([right, 1 - right], -1)[None] for right in (np.ones(40, int), np.zeros(40, int))]  # [1, rows, 2]
     for tasks in (1, 12, 25, 26, 60):
-        found = paired_bootstrap(*apart, draws=study_tests.draws(tasks))
+        found = paired_bootstrap(*apart, draws=stars.draws(tasks))
         others = {f"{i}": float(p) for i, p in enumerate(rng.uniform(0.1, 1, tasks - 1))}
         assert holm({"one": found.p_value, **others})["one"] < 0.05
 
@@ -549,7 +539,7 @@ def test_a_claim_is_adjusted_over_those_about_its_family() -> None:
     rng = np.random.default_rng(0)
     measured = []
     for family, claims in (("ner", study_claims.CLAIMS[:4]), ("tc", study_claims.CLAIMS[:2])):
-        entry = study_grid.Entry("a", "adapter", 0.1, "individual", family, (), {})
+        entry = expansion.Entry("a", "adapter", 0.1, "individual", family, (), {})
         for claim in claims:
             differences = {f"t{i}": rng.normal(0.01, 0.02, (1, 3)) for i in range(9)}
             measured.append(study_claims.Measured(claim, entry, "none", differences))
@@ -572,20 +562,20 @@ def test_nine_tasks_of_which_one_disagrees_can_decide() -> None:
 def test_one_task_and_seed_have_no_interval_and_decide_nothing() -> None:
     line = study_claims.over_tasks(np.full((1, 1, 3), 0.02))
     assert line == {"tasks": 1, "difference": pytest.approx(0.02), "interval": [None, None], "p_value": None}
-    assert study_tables.with_interval(line) == "+2.0"
+    assert page_tables.with_interval(line) == "+2.0"
 
 
 def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> None:
     scores = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
     strategies = {"task_primary": "task_primary", "deep": "task_primary", "surgery": "task_primary+pcgrad",
                   "naive": "naive", "slow": "naive"}  # fmt: skip
-    entries = [study_grid.Entry("a", "adapter", 0.5, v, "tc", (), {}) for v in strategies]
+    entries = [expansion.Entry("a", "adapter", 0.5, v, "tc", (), {}) for v in strategies]
     means = {"task_primary": {"ner": 0.3, "tc": 0.8}, "deep": {"ner": 0.4, "tc": 0.8}, "slow": {"ner": 0.1, "tc": 0.1}}
-    chosen = study_fronts.chosen(means, strategies)
+    chosen = fronts.chosen(means, strategies)
     assert chosen == {"task_primary": "deep", "task_primary+pcgrad": "surgery", "naive": "slow"}
     asked: list[tuple[str, str]] = []
 
-    def reference(entry: study_grid.Entry, other: str) -> dict[str, np.ndarray]:
+    def reference(entry: expansion.Entry, other: str) -> dict[str, np.ndarray]:
         asked.append((entry.variant, other))
         return scores
 
@@ -605,13 +595,13 @@ def test_claims_are_judged_over_places_too() -> None:
     gains = {("a", 0.1): 0.03, ("a", 1.0): 0.01, ("b", 0.1): -0.05}
     for (start, fraction), gain in gains.items():
         for variant in strategies:
-            e = study_grid.Entry(start, "adapter", fraction, variant, "ner", (), {})
+            e = expansion.Entry(start, "adapter", fraction, variant, "ner", (), {})
             tables[e] = {f"t{i}": np.full((1, 3), 0.5) + (variant == "individual") * gain for i in range(9)}
             entries.append(e)
     ragged = next(e for e in entries if (e.start, e.fraction, e.variant) == ("a", 1.0, "individual"))
     tables[ragged] = {name: v + rng.normal(size=(1, 3)) * 1e-3 for name, v in [*tables[ragged].items()][:8]}
 
-    def reference(entry: study_grid.Entry, other: str) -> dict[str, np.ndarray]:
+    def reference(entry: expansion.Entry, other: str) -> dict[str, np.ndarray]:
         alike = (entry.start, entry.fraction, other)
         return next(tables[e] for e in entries if (e.start, e.fraction, e.variant) == alike)
 
@@ -630,9 +620,9 @@ def test_claims_are_judged_over_places_too() -> None:
 
 
 def test_a_sweep_s_variants_stand_against_their_mean(cache: Path) -> None:
-    grid = study_grid.expand(config(cache, **{"study.variants": SWEPT, "study.fractions": (1.0,)}))
+    grid = expansion.expand(config(cache, **{"study.variants": SWEPT, "study.fractions": (1.0,)}))
     results = [swept(*at) for at in itertools.product(("probe",), SWEPT, ("ner", "tc"))]
-    (one,) = study_sweeps.measure(results, {"rank": SWEPT[::-1]}, grid)
+    (one,) = sweeps.measure(results, {"rank": SWEPT[::-1]}, grid)
     assert (one["sweep"], one["start"], one["mode"], one["fraction"]) == ("rank", "random", "probe", 1.0)
     low, high = one["points"]
     assert (low["variant"], high["variant"]) == SWEPT[::-1]
@@ -646,7 +636,7 @@ def test_a_sweep_s_variants_stand_against_their_mean(cache: Path) -> None:
         t["scores"] = [[0.6, 0.6], [0.8, 0.8]]
     for t in results[2]["tasks"]:
         t["scores"] = [[0.4, 0.4]]
-    (one,) = study_sweeps.measure(results, {"rank": SWEPT}, grid)
+    (one,) = sweeps.measure(results, {"rank": SWEPT}, grid)
     expected = scipy.stats.ttest_1samp([0.1, 0.2], 0).confidence_interval(0.95)
     assert one["points"][0]["scores"]["ner"]["interval"] == pytest.approx([*expected])
 
@@ -655,24 +645,24 @@ def test_a_sweep_leaves_out_what_cannot_be_compared(cache: Path) -> None:
     variants = (*SWEPT, "same", "naive")
     c = config(cache, **{"study.variants": variants, "study.fractions": (1.0,), "study.modes": ("adapter", "probe")})
     c.study.variant.same = {"strategy": "task_primary", "lora": {"rank": 4}}
-    grid = study_grid.expand(c)
+    grid = expansion.expand(c)
     results = [swept(*at) for at in itertools.product(("adapter", "probe"), variants, ("ner", "tc"))]
     # In mode adapter another rank is another size of what an app trains.
-    assert [s["mode"] for s in study_sweeps.measure(results, {"rank": SWEPT}, grid)] == ["probe"]
-    assert len(study_sweeps.measure(results, {"kind": ("task_primary", "naive")}, grid)) == 2
+    assert [s["mode"] for s in sweeps.measure(results, {"rank": SWEPT}, grid)] == ["probe"]
+    assert len(sweeps.measure(results, {"kind": ("task_primary", "naive")}, grid)) == 2
     # The same encoder twice.
-    assert not study_sweeps.measure(results, {"twice": ("task_primary", "same")}, grid)
+    assert not sweeps.measure(results, {"twice": ("task_primary", "same")}, grid)
     # Texts alone, as in mode mteb, can be drawn as well.
     texts = [r for r in results if r["mode"] == "probe" and r["family"] == "tc"]
-    found = study_sweeps.measure(texts, {"rank": SWEPT}, grid)
+    found = sweeps.measure(texts, {"rank": SWEPT}, grid)
     modes = {"probe": {"shots": 0}}
-    (ax,) = study_figures.sweeps({"sweeps": found, "modes": modes}).axes
+    (ax,) = figures.sweeps({"sweeps": found, "modes": modes}).axes
     assert len(ax.get_xticklabels()) == 2
-    header = next(line for line in study_tables.sweeps({"sweeps": found, "modes": modes}) if line.startswith("| place"))
+    header = next(line for line in page_tables.sweeps({"sweeps": found, "modes": modes}) if line.startswith("| place"))
     assert "TC accuracy" in header and "NER" not in header
     # Not complete in one family.
     next(r for r in results if (r["mode"], r["variant"], r["family"]) == ("probe", SWEPT[1], "tc"))["mean"] = None
-    assert not study_sweeps.measure(results, {"rank": SWEPT}, grid)
+    assert not sweeps.measure(results, {"rank": SWEPT}, grid)
 
 
 SWEPT = ("task_primary", "task_primary_rank4")
@@ -692,8 +682,8 @@ def test_a_sweep_changes_one_setting(sweep: str, start: str) -> None:
     """Or two that are one: LoRA's alpha goes with its rank, what one family gets more of the other gets less."""
     c = study_config.get_config()
     variants = c.study.sweep[sweep]
-    assert len({study_settings.method(c, v) for v in variants}) == 1
-    flat = [flatten_dict(study_settings.overridden(c, "variant", v, start).to_dict(), sep=".") for v in variants]
+    assert len({variant_settings.method(c, v) for v in variants}) == 1
+    flat = [flatten_dict(variant_settings.overridden(c, "variant", v, start).to_dict(), sep=".") for v in variants]
     tied = {
         "backbone_rate": {"optimizer.backbone_lr"}, "rate": {"optimizer.backbone_lr"},
         "steps": {"optimizer.steps", "optimizer.warmup_steps"}, "depth": {"lora.last_layers"},
@@ -708,12 +698,12 @@ def test_a_sweep_changes_one_setting(sweep: str, start: str) -> None:
 
 
 def test_variants_in_a_plot_can_be_told_apart() -> None:
-    found = study_figures._colours(str(i) for i in range(40))
+    found = figures._colours(str(i) for i in range(40))
     assert len(set(found.values())) == 40
 
 
 def test_fronts() -> None:
     points = {"a": (0.1, 0.2), "b": (0.2, 0.1), "c": (0.1, 0.1), "d": (-0.1, 0.4)}
-    assert study_fronts.front(points) == ["b", "a", "d"]
-    assert study_fronts.area([*points.values()]) == pytest.approx(0.2 * 0.1 + 0.1 * 0.1)
-    assert study_fronts.area([(-0.1, 0.4)]) == 0.0
+    assert fronts.front(points) == ["b", "a", "d"]
+    assert fronts.area([*points.values()]) == pytest.approx(0.2 * 0.1 + 0.1 * 0.1)
+    assert fronts.area([(-0.1, 0.4)]) == 0.0

@@ -7,7 +7,7 @@ import re
 import pytest
 from test_experiments import assert_valid
 
-from experiments import study_report
+from experiments.study import page
 
 RESULTS = pathlib.Path(__file__).parents[1] / "experiments" / "results"
 PAGES = sorted(file.stem for file in RESULTS.glob("study*.json"))
@@ -26,7 +26,7 @@ def test_there_are_pages() -> None:
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_s_tables_are_written_from_its_json(name: str) -> None:
     content = assert_valid(RESULTS / f"{name}.json", "study")
-    _, tables = parts("\n".join(study_report.report(content)).replace("(study_", f"({name}_"))
+    _, tables = parts("\n".join(page.report(content)).replace("(study_", f"({name}_"))
     assert parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[1].rstrip() == tables.rstrip()
     for picture in re.findall(r"\((\w+\.png)\)", tables):
         assert (RESULTS / picture).exists()

@@ -11,10 +11,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jaxprefit import optim, strategies, surgery, train
-from jaxprefit.checkpoints import Checkpoints
+from jaxprefit import strategies, surgery
+from jaxprefit.checkpoints.reader import Checkpoints
 from jaxprefit.errors import UserError
-from jaxprefit.sharding import make_mesh, replicated
+from jaxprefit.runtime.sharding import make_mesh, replicated
+from jaxprefit.training import optim, train_step
 
 STATEFUL = ("uncertainty", "gradnorm", "famo", "gradvac")
 CONFIG = optim.OptimizerConfig()  # of which the step takes the clipping only
@@ -39,17 +40,17 @@ def make(name: str, scope: str, families: int = 2, skip_nonfinite: bool = False,
     """(jitted step, its first state as NumPy)."""
     chosen: Any = dict([*FAMILIES.items()][:families])
     strategy = strategies.make("naive", chosen)
-    params: train.Params = {
+    params: train_step.Params = {
         "backbone": {f"layer_{i}": {"kernel": jnp.linspace(-1, 1 + i, 4)} for i in range(2)},
         "head": {f: {"kernel": jnp.ones(4)} for f in chosen},
     }
     aggregate = surgery.get(name, scope, decay)
     labels = {path: strategy.group_of(path) for path in flatten_dict(params, sep="/")}
     tx = optax.partition({group: optax.sgd(0.01) for group, _ in strategy.table}, labels)
-    state = train.init_state(params, tx, train.init_surgery(strategy, params, aggregate))
-    setup = train.Setup(None, chosen, strategy, {})  # type: ignore[arg-type]
+    state = train_step.init_state(params, tx, train_step.init_surgery(strategy, params, aggregate))
+    setup = train_step.Setup(None, chosen, strategy, {})  # type: ignore[arg-type]
     key = jax.random.key(0)
-    step = train.make_step(setup, tx, CONFIG, aggregate, make_mesh(1), key, skip_nonfinite=skip_nonfinite)
+    step = train_step.make_step(setup, tx, CONFIG, aggregate, make_mesh(1), key, skip_nonfinite=skip_nonfinite)
     return step, jax.device_get(state)
 
 

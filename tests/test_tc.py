@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxprefit
-from experiments import prefinetune, wiring
+from experiments import prefinetune
+from experiments.common import assembly
 from jaxprefit.data.builders import Prepared, Source, prepare
 from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, ClassificationFamily, useful_tokens
 from jaxprefit.families.info_nce import Texts, clipped_scale, info_nce, truncated_info_nce
-from jaxprefit.families.labelled import LabelledFamily, labelled_loss
+from jaxprefit.families.tc_supervised import LabelledFamily, labelled_loss
 
 TOKENIZER = tokenizer()
 N, D = 4, 6
@@ -353,7 +354,7 @@ SETTINGS = {
 @pytest.mark.parametrize(("changes", "message"), SETTINGS.values(), ids=SETTINGS)
 def test_setting_is_refused(changes: dict, message: str, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        wiring.make_run(run.config(cache, {"strategy": "individual_tc", **changes}), tmp_path / "run")
+        assembly.make_run(run.config(cache, {"strategy": "individual_tc", **changes}), tmp_path / "run")
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -397,10 +398,10 @@ def test_a_run_without_a_negative_says_so_once_and_has_no_accuracy(
 def test_held_out_means_are_over_batches_that_say_something() -> None:
     nan = float("nan")
     results = [{"loss": 0.0, "accuracy": nan}, {"loss": 2.0, "accuracy": 0.25}, {"loss": 3.0, "accuracy": 0.75}]
-    assert wiring.mean_scores(results) == ({"loss": 2.5, "accuracy": 0.5, "batches": 2}, 1)
-    assert wiring.mean_scores(results[:1] * 2) == ({"loss": 0.0, "batches": 2}, 2)
-    assert wiring.mean_scores([{"loss": 1.0}, {"loss": 2.0}]) == ({"loss": 1.5, "batches": 2}, 0)
-    means, _ = wiring.mean_scores([{"loss": nan, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.5}])
+    assert assembly.mean_scores(results) == ({"loss": 2.5, "accuracy": 0.5, "batches": 2}, 1)
+    assert assembly.mean_scores(results[:1] * 2) == ({"loss": 0.0, "batches": 2}, 2)
+    assert assembly.mean_scores([{"loss": 1.0}, {"loss": 2.0}]) == ({"loss": 1.5, "batches": 2}, 0)
+    means, _ = assembly.mean_scores([{"loss": nan, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.5}])
     assert np.isnan(means["loss"]), "a loss that is not finite is not left out"
 
 
@@ -414,7 +415,7 @@ def test_triples_need_room_for_three_texts(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.tc.rows is 2, row_length 32 and max_length 32: .* room for 2 texts"):
         prefinetune.run(run.config(cache, changes), tmp_path / "run")
     assert not (tmp_path / "run").exists(), "refused before anything is written"
-    assert wiring.make_run(run.config(cache, {**changes, "data.tc.rows": 3}), tmp_path / "run")
+    assert assembly.make_run(run.config(cache, {**changes, "data.tc.rows": 3}), tmp_path / "run")
 
 
 def test_run_on_labelled_sets(cache: Path, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from rich.progress import Progress
 
 from experiments import downstream, filter_pairs, inspect_data, prefinetune
 from experiments.tables import markdown
-from jaxprefit import html as pages
-from jaxprefit.conflict import representation_report
-from jaxprefit.conflict.representation_figures import figures
-from jaxprefit.progress import GridProgress
-from jaxprefit.terminal import lines, plain, printable, text_column
+from jaxprefit.render import html as pages
+from jaxprefit.representations import report
+from jaxprefit.representations.figures import figures
+from jaxprefit.runtime.progress import GridProgress
+from jaxprefit.runtime.terminal import lines, plain, printable, text_column
 
 HOSTILE = ("[/b]", "[red]dog[/red]", "[link=http://x]", ":smile:", "a\\", "[b\\", "$x_{$", "_first", "<b>|</b>")
 OBEYED = (
@@ -142,7 +142,7 @@ def test_names_of_encoders_in_tables_and_figures(capsys: pytest.CaptureFixture[s
         "differences": [{"first": names[0], "second": names[1], "texts": {"ner": {
             p: {**band, "verdict": ["undecided", "higher"]} for p in parts}}, "probes": {}}],
     }  # fmt: skip
-    representation_report.print_tables(content)
+    report.print_tables(content)
     assert "hidden states of start [/b] $x_{$, by layer" in capsys.readouterr().out
     for figure, _ in figures(content).values():
         assert pages.png(figure).startswith(b"\x89PNG")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
+from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
+from jaxprefit.encoder.tokenizer_files import read_tokenizer, special_tokens
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import load_pretrained, save_pretrained
-from jaxprefit.tokenizer_files import read_tokenizer, special_tokens
 
 CASES = json.loads((Path(__file__).with_name("golden") / "encoder.json").read_text())["cases"]
 TOKENS = json.loads((Path(__file__).with_name("golden") / "tokens.json").read_text())

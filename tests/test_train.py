@@ -10,13 +10,14 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxprefit import optim, strategies, surgery, train
-from jaxprefit.conflict.gram import by_layer, gram
-from jaxprefit.encoder import Encoder, EncoderConfig, init_backbone, mean_pool
+from jaxprefit import strategies, surgery
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.lora import LoraSpec
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig, init_backbone, mean_pool
 from jaxprefit.families.base import Family
-from jaxprefit.lora import LoraSpec
-from jaxprefit.pretrained import Pretrained
-from jaxprefit.sharding import make_mesh, put_batch, put_state
+from jaxprefit.gram import by_layer, gram
+from jaxprefit.runtime.sharding import make_mesh, put_batch, put_state
+from jaxprefit.training import optim, train_step
 
 CONFIG = EncoderConfig(vocab_size=40, hidden_size=8, num_layers=2, num_heads=2, intermediate_size=16, max_positions=8)
 OPTIMIZER = optim.OptimizerConfig(steps=10, warmup_steps=2, backbone_lr=1e-2, lora_lr=1e-2, head_lr=1e-2)
@@ -67,19 +68,19 @@ def make(name, aggregator="sum", **changes):
     strategy = strategies.make(name, FAMILIES, constants)
     families = {f: FAMILIES[f] for f in strategy.families}
     start = Pretrained(CONFIG, init_backbone(CONFIG, jax.random.key(0)), None)  # type: ignore[arg-type]
-    params = train.init_params(strategy, families, start, LoraSpec(1, rank=2), jax.random.key(1))
+    params = train_step.init_params(strategy, families, start, LoraSpec(1, rank=2), jax.random.key(1))
     flat = flatten_dict(params, sep="/")
     cfg = dataclasses.replace(OPTIMIZER, **changes)
     tx = optim.make_optimizer(strategy, flat, cfg)
     mesh = make_mesh(1)
-    setup = train.Setup(Encoder(CONFIG), families, strategy, {})
-    step = train.make_step(setup, tx, cfg, surgery.get(aggregator), mesh, jax.random.key(2))
+    setup = train_step.Setup(Encoder(CONFIG), families, strategy, {})
+    step = train_step.make_step(setup, tx, cfg, surgery.get(aggregator), mesh, jax.random.key(2))
 
     def host_step(state, batches):
         state, metrics = step(state, {n: put_batch(mesh, b) for n, b in batches.items()})
         return jax.device_get(state), jax.device_get(metrics)
 
-    return host_step, jax.device_get(put_state(mesh, train.init_state(params, tx))), strategy, setup
+    return host_step, jax.device_get(put_state(mesh, train_step.init_state(params, tx))), strategy, setup
 
 
 def copy(state):
@@ -124,7 +125,7 @@ def both_gradients(name):
         encode = functools.partial(setup.encoder.apply, variables)
         return FAMILIES["ner"].loss(params["head"]["ner"], encode, BATCHES["ner"])[0]
 
-    loss, _, found = train.family_gradients(setup, "ner", flat, BATCHES["ner"], None)
+    loss, _, found = train_step.family_gradients(setup, "ner", flat, BATCHES["ner"], None)
     expected_loss, expected = jax.value_and_grad(by_path)({p: flat[p] for p in found})
     return {"loss": loss, **found}, {"loss": expected_loss, **expected}
 
@@ -188,7 +189,7 @@ def test_one_familys_norm_does_not_shrink_the_others_step():
     for scale in (1.0, 1000.0):
         big = {**BATCHES["tc"], "target": BATCHES["tc"]["target"] * scale}
         clipped = {
-            n: optim.clip(train.family_gradients(setup, n, state.params, b, None)[2], 1.0)[0]
+            n: optim.clip(train_step.family_gradients(setup, n, state.params, b, None)[2], 1.0)[0]
             for n, b in {"ner": BATCHES["ner"], "tc": big}.items()
         }
         grads[scale] = clipped
@@ -205,14 +206,14 @@ def outlier(clip):
         {group: optax.sgd(1.0) for group, _ in strategy.table}, {p: strategy.group_of(p) for p in flat}
     )
     cfg = dataclasses.replace(OPTIMIZER, clip=clip, clip_norm=0.1)
-    step = train.make_step(setup, tx, cfg, surgery.get("sum"), make_mesh(1), jax.random.key(2))
+    step = train_step.make_step(setup, tx, cfg, surgery.get("sum"), make_mesh(1), jax.random.key(2))
     updates, grads = [], []
     for scale in (1.0, 1000.0):
         batches = {"ner": BATCHES["ner"], "tc": {**BATCHES["tc"], "target": BATCHES["tc"]["target"] * scale}}
-        fresh = train.TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, flat), tx.init(flat))
+        fresh = train_step.TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.array, flat), tx.init(flat))
         after = step(fresh, batches)[0].params
         updates.append({p: np.asarray(flat[p] - after[p], np.float64) for p in flat if strategy.touched_by(p)})
-        grads.append({n: train.family_gradients(setup, n, flat, b, None)[2] for n, b in batches.items()})
+        grads.append({n: train_step.family_gradients(setup, n, flat, b, None)[2] for n, b in batches.items()})
     return {p: tuple(u[p] for u in updates) for p in updates[0]}, grads
 
 
@@ -262,7 +263,7 @@ def test_clipping_by_family_is_the_step_it_was_bit_for_bit(name):
         """Each family's gradients over their norm, then one after the other added up."""
         total = {}
         for family in strategy.families:
-            _, _, grads = train.family_gradients(setup, family, params, batches[family], None)
+            _, _, grads = train_step.family_gradients(setup, family, params, batches[family], None)
             factor = jnp.minimum(1.0, 0.05 / jnp.maximum(optax.global_norm(grads), 1e-12))
             for path, g in grads.items():
                 total[path] = total[path] + 1.0 * (g * factor) if path in total else 1.0 * (g * factor)
@@ -289,7 +290,7 @@ def test_surgery_is_done_on_gradients_as_they_are_unless_told_otherwise():
 @pytest.mark.parametrize("clip", ["families", "combined"])
 def test_logged_gram_matrices_are_of_unclipped_gradients(clip):
     step, state, _, setup = make("naive", clip=clip, clip_norm=0.01)
-    raw = [train.family_gradients(setup, n, state.params, BATCHES[n], None)[2] for n in ("ner", "tc")]
+    raw = [train_step.family_gradients(setup, n, state.params, BATCHES[n], None)[2] for n in ("ner", "tc")]
     expected = gram(raw, by_layer)
     _, metrics = step(copy(state), BATCHES)
     for block in ("embeddings", "layer_0", "layer_1"):

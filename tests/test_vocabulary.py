@@ -9,12 +9,12 @@ import pytest
 import tokenizers
 
 from jaxprefit.data import synthetic
-from jaxprefit.data.vocabulary import MAX_ALPHABET, SPECIAL, train_wordpiece
+from jaxprefit.data.wordpiece import MAX_ALPHABET, SPECIAL, train_wordpiece
 
 TRAIN = """
 import sys
 from jaxprefit.data import synthetic
-from jaxprefit.data.vocabulary import train_wordpiece
+from jaxprefit.data.wordpiece import train_wordpiece
 sys.stdout.write(train_wordpiece(synthetic.corpus(3000, 0), 1500).to_str())
 """
 

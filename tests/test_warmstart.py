@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 import jaxprefit
 from configs import warmstart as settings
-from experiments import conflict, prefinetune, warmstart, wiring
+from experiments import conflict, prefinetune, warmstart
+from experiments.common import assembly
 from jaxprefit.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,7 @@ def test_the_exported_encoder_is_the_trained_one_and_starts_other_runs(made: Pat
     jax.tree.map(np.testing.assert_array_equal, model.backbone, trained.backbone)
     assert model.encode(["Dinner on Friday?"], max_length=32).sentence.shape == (1, 32)
     changes = {"model.path": str(made / "encoder"), "strategy": "individual_ner"}
-    start = wiring.make_run(run.config(cache, changes), tmp_path / "run").params["backbone"]
+    start = assembly.make_run(run.config(cache, changes), tmp_path / "run").params["backbone"]
     jax.tree.map(np.testing.assert_array_equal, start, model.backbone)
 
 
@@ -156,7 +157,7 @@ def test_mlm_joins_a_strategy_when_it_has_sources(cache: Path, tmp_path: Path) -
 
 def test_the_families_of_a_run_are_those_with_sources(cache: Path) -> None:
     def families(strategy: str, **changes: Any) -> Any:
-        return wiring.named_families(run.config(cache, {"strategy": strategy, **changes}))
+        return assembly.named_families(run.config(cache, {"strategy": strategy, **changes}))
 
     assert families("task_primary") == families("none") == families("individual_tc") == ("ner", "tc")
     assert families("naive", **TEXT, **{"data.tc.sources": ()}) == ("ner", "mlm")

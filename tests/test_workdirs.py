@@ -12,8 +12,9 @@ import run
 from trees import bystanders, lost, snapshot
 
 import jaxprefit
-from experiments import conflict, downstream, filter_pairs, prefinetune, workdirs
-from experiments.workdirs import MARKER, PROGRAMS
+from experiments import conflict, downstream, filter_pairs, prefinetune
+from experiments.common import workdirs
+from experiments.common.workdirs import MARKER, PROGRAMS
 from jaxprefit.errors import UserError
 
 ROOT = Path(__file__).parents[1]

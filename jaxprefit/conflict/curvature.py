@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprefit.conflict import measures
-from jaxprefit.conflict.gram import Flat
+from jaxprefit.gram import Flat
 
 Loss = Callable[[dict[str, jax.Array]], jax.Array]
 """Parameters by path -> a scalar."""

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxprefit.conflict import measures, noise
+from jaxprefit.conflict.inner_products import expected as expected_gram
 from jaxprefit.conflict.probe import Grams
-from jaxprefit.conflict.products import expected as expected_gram
-from jaxprefit.downstream.significance import holm
+from jaxprefit.significance import holm
 
 
 def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:

@@ -16,11 +16,11 @@ import scipy.stats
 
 from jaxprefit.conflict.blocks import ordered
 from jaxprefit.conflict.describe import number
-from jaxprefit.conflict.gram import regroup
 from jaxprefit.conflict.measures import LEVEL, mean_interval
-from jaxprefit.downstream.significance import holm
 from jaxprefit.errors import UserError
-from jaxprefit.loop import lines_up_to
+from jaxprefit.gram import regroup
+from jaxprefit.significance import holm
+from jaxprefit.training.loop import lines_up_to
 
 
 class Logged(NamedTuple):

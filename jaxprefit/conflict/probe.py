@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxprefit.conflict.gram import Flat, absolute, by_tensor, gram
 from jaxprefit.errors import UserError
+from jaxprefit.gram import Flat, absolute, by_tensor, gram
 
 Gradient = Callable[[str, Any], Flat]
 """(family, batch) -> that family's gradient by slash-joined path. A family may as well be one data set of a family."""

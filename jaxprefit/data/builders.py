@@ -23,7 +23,7 @@ from typing import Any, SupportsIndex
 
 import tensorflow_datasets as tfds
 
-from jaxprefit.data.origins import Rows, Source, as_text, as_user_error, locate
+from jaxprefit.data.backends import Rows, Source, as_text, as_user_error, locate
 from jaxprefit.data.records import (
     Kind,
     Record,
@@ -31,7 +31,7 @@ from jaxprefit.data.records import (
     entity_types,
 )
 from jaxprefit.errors import UserError
-from jaxprefit.paths import user_path
+from jaxprefit.runtime.paths import user_path
 
 FORMAT_VERSION = 3  # raise it when what is written changes, so that old caches are left alone
 

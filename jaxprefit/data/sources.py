@@ -34,12 +34,12 @@ from typing import Any
 
 import rich.progress
 
-from jaxprefit.data import addresses, builders, origins, synthetic
+from jaxprefit.data import addresses, backends, builders, synthetic
 from jaxprefit.data.names import read_names
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
-from jaxprefit.paths import user_path
-from jaxprefit.terminal import printable, progress_bar
+from jaxprefit.runtime.paths import user_path
+from jaxprefit.runtime.terminal import printable, progress_bar
 
 _log = logging.getLogger(__name__)
 MAX_SEED = 2**32 - 1  # what JAX and NumPy both take as it stands: a key of JAX has the seed's last 32 bits
@@ -98,7 +98,7 @@ def has_development_rows(text: str, kind: str, root: str) -> bool:
     if address.startswith("generated:"):
         return "split" not in options
     folder = pathlib.Path(_under(root, address))
-    return "split" not in options and folder.is_dir() and origins.has_split(folder, "dev")
+    return "split" not in options and folder.is_dir() and backends.has_split(folder, "dev")
 
 
 def check_different(naming: str, texts: Iterable[str], root: str) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit import lora
-from jaxprefit.downstream import batches, rows
+from jaxprefit.downstream import batches, sampling
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData, cuts_of, encoded
+from jaxprefit.encoder import lora
 from jaxprefit.errors import UserError
-from jaxprefit.loading import Model
+from jaxprefit.model import Model
 
 TEXTS = 1024  # whose token vectors are in memory at a time
 
@@ -34,7 +34,7 @@ def classify(
 
     train = [data.train[i] for i in range(len(data.train))]
     labels = [record["label"] for record in train]
-    chosen = [rows.mteb_draw(labels, cfg.shots, draw) for draw in draws]
+    chosen = [sampling.mteb_draw(labels, cfg.shots, draw) for draw in draws]
     drawn = sorted({int(i) for indices in chosen for i in indices})
     place = {i: n for n, i in enumerate(drawn)}
     known = text_vectors(model, data, [train[i] for i in drawn])
@@ -42,7 +42,7 @@ def classify(
     number = {label: i for i, label in enumerate(data.task.labels)}
     found: dict[int, Predictions | UserError] = {}
     for n, (draw, indices) in enumerate(zip(draws, chosen), start=1):
-        regression = sklearn.linear_model.LogisticRegression(max_iter=100, random_state=rows.MTEB_SEED)
+        regression = sklearn.linear_model.LogisticRegression(max_iter=100, random_state=sampling.MTEB_SEED)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)  # 100 iterations are the protocol
             try:
