@@ -17,9 +17,10 @@ from experiments.common import cli
 from experiments.common.workdirs import owned
 from jaxprefit.conflict.report import document as conflict_report
 from jaxprefit.errors import UserError
+from jaxprefit.render.tables import markdown
 from jaxprefit.runtime.files import read_json, write_json, write_text
 from jaxprefit.runtime.paths import user_path
-from jaxprefit.runtime.terminal import lines, printable
+from jaxprefit.runtime.terminal import lines
 
 ORDER = (
     "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",
@@ -188,17 +189,6 @@ def conflicts(contents: list[dict[str, Any]]) -> list[str]:
 
 
 TABLES = {"summary": losses, "scores": scores, "conflict": conflicts}
-
-
-def markdown(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a titled Markdown table. Whatever a cell or the title holds, it is one cell, and no HTML."""
-    table = [map(escaped, header), ["---"] * len(header), *(map(escaped, row) for row in rows)]
-    return [f"**{escaped(title)}**", "", *("| " + " | ".join(line) + " |" for line in table), ""]
-
-
-def escaped(text: str) -> str:
-    """Text of a user for Markdown: on one line, no HTML, and no end of a cell."""
-    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _spread(seeds: list[dict[str, float]], key: str) -> str:

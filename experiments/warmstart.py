@@ -22,14 +22,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import prefinetune
-from experiments.common import cli, family_data
+from experiments.common import cli, family_data, prefinetuning
 from experiments.common.checks import check
 from experiments.common.workdirs import owned
-from experiments.tables import markdown
 from jaxprefit.data.wordpiece import train_wordpiece
 from jaxprefit.errors import UserError
 from jaxprefit.model import Model
+from jaxprefit.render.tables import markdown
 from jaxprefit.runtime.distributed import FLAG, first, first_alone, joined
 from jaxprefit.runtime.files import write_json, write_text
 from jaxprefit.runtime.terminal import printable
@@ -57,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if not (config.model.path or config.model.vocab_path):
         with first_alone("vocabulary"):
             config.model.vocab_path = str(vocabulary(config, family_data.cache_folder(config, workdir)))
-    trained = prefinetune.run(config, workdir)
+    trained = prefinetuning.run(config, workdir)
     model = jaxprefit.load(workdir)  # by all processes, which read a checkpoint together
     with first_alone("encoder"):
         return export(model, trained, config, workdir) if first() else {}

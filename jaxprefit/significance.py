@@ -8,6 +8,7 @@ Which to use when: Dror et al., 2018, "The Hitchhiker's Guide to Testing Statist
 """
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -257,3 +258,32 @@ def almost_stochastic_order(
     spread = np.std(scale * (np.asarray(drawn) - observed))
     bound = observed - spread * scipy.stats.norm.ppf(1 - confidence) / scale
     return float(np.clip(bound, 0.0, 1.0))
+
+
+RESAMPLES = 1000
+
+
+LEVEL = 0.95
+
+
+def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values` [N] at LEVEL; NaN where one is undefined."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(x: np.ndarray) -> tuple[float, float, float, float]:
+    """(mean, low, high, two-sided p of mean 0) by Student's t over values [n]; NaN for fewer than two."""
+    if len(x) < 2 or not np.isfinite(x).all():
+        return (float("nan"),) * 4
+    mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * error
+    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, len(x) - 1)) if error > 0 else float(mean == 0)
+    return mean, mean - half, mean + half, p
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean, standard deviation (None of a single one) and the values themselves."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "deviation": deviation, "seeds": values}

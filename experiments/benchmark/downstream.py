@@ -14,8 +14,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from experiments import downstream
 from experiments.common import assembly, family_data
+from experiments.common.start import start_encoder
+from experiments.common.tasks import MAIN_SCORE, load_tasks, recipe
 from jaxprefit import surgery
 from jaxprefit.data.packing import Layout, Packing
 from jaxprefit.downstream import batches, cells
@@ -39,12 +40,12 @@ from jaxprefit.training import optim, train_step
 
 def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Both ways over the config's tasks and seeds, one after the other: seconds, cells per hour, and their scores."""
-    start = assembly.start_encoder(config, family_data.cache_folder(config, workdir))
+    start = start_encoder(config, family_data.cache_folder(config, workdir))
     model = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
-    spec, cfg = assembly.lora_spec(config), downstream.recipe(config)
+    spec, cfg = assembly.lora_spec(config), recipe(config)
     if cfg.mode not in MODES:
         raise UserError(f"downstream.mode is '{cfg.mode}', which trains nothing; choose from {', '.join(MODES)}")
-    tasks, seeds = downstream.load_tasks(config, workdir, model), list(config.downstream.seeds)
+    tasks, seeds = load_tasks(config, workdir, model), list(config.downstream.seeds)
     begin = time.perf_counter()
     fast = {}
     for data in tasks:
@@ -56,7 +57,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     begin = time.perf_counter()
     slow = {(data.name, s): cells.scores(data, plain(model, data, spec, cfg, s)) for data in tasks for s in seeds}
     seconds["plain"] = time.perf_counter() - begin
-    main = {data.name: downstream.MAIN_SCORE[data.family] for data in tasks}
+    main = {data.name: MAIN_SCORE[data.family] for data in tasks}
     differences = [abs(fast[cell][main[cell[0]]] - slow[cell][main[cell[0]]]) for cell in slow]
     return {
         "repetitions": 1,  # a second one would find everything compiled

@@ -11,13 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import downstream
 from experiments.benchmark.steps import Step, SummedStep
 from experiments.benchmark.timing import interleaved, ratios, spread
-from experiments.common import assembly, family_data
+from experiments.common import assembly, family_data, tasks
+from experiments.common.start import start_encoder
+from jaxprefit.data.rows import Rows
 from jaxprefit.downstream.finetune import TaskData, finetune
 from jaxprefit.errors import UserError
-from jaxprefit.families.mixture import Rows
 from jaxprefit.model import Model
 from jaxprefit.strategies import make
 
@@ -31,9 +31,9 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "summed": SummedStep(config, workdir, strategy="naive"),
     }
     seconds = interleaved(steps, config.repetitions)
-    start = assembly.start_encoder(config, family_data.cache_folder(config, workdir))
+    start = start_encoder(config, family_data.cache_folder(config, workdir))
     model = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
-    task = next((t for t in downstream.load_tasks(config, workdir, model) if t.family == "tc"), None)
+    task = next((t for t in tasks.load_tasks(config, workdir, model) if t.family == "tc"), None)
     if task is None:
         raise UserError("what=lora fine-tunes the first task of downstream.tc, which is empty")
     task = dataclasses.replace(task, test=Rows(task.test.data, range(1)))  # training is what is compared
@@ -53,5 +53,5 @@ def measure(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _finetuning(config: ConfigDict, model: Model, task: TaskData, mode: str) -> Callable[[], object]:
-    cfg = dataclasses.replace(downstream.recipe(config), mode=mode)
+    cfg = dataclasses.replace(tasks.recipe(config), mode=mode)
     return lambda: finetune(model, task, assembly.lora_spec(config), cfg, (0,))

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.datasets import DATASETS
-from jaxprefit.data.filtering import LEVELS
+from jaxprefit.data.overlap import LEVELS
 from jaxprefit.data.registry import resolve
 from jaxprefit.data.sources import MAX_SEED
 from jaxprefit.downstream.tasks import TASKS

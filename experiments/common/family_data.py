@@ -11,15 +11,16 @@ from ml_collections import ConfigDict
 from configs.datasets import DATASETS
 from jaxprefit.data import sources
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.filtering import OverlapFilter
+from jaxprefit.data.overlap import OverlapFilter
 from jaxprefit.data.packing import Layout
 from jaxprefit.data.registry import concepts, resolve
+from jaxprefit.data.rows import Rows, split_held_out
 from jaxprefit.downstream.tasks import TASKS
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES, Family, mixture
 from jaxprefit.runtime.paths import user_path
 
-Parts = list[tuple[str, mixture.Rows]]
+Parts = list[tuple[str, Rows]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +46,14 @@ def load(config: ConfigDict, tokenizer: tokenizers.Tokenizer, cache: pathlib.Pat
         prepared = prepared_sources(config, name, cache)
         if not prepared:
             continue
-        rows = [mixture.Rows(p, kept.kept(p) if kept else range(len(p))) for p in prepared]
+        rows = [Rows(p, kept.kept(p) if kept else range(len(p))) for p in prepared]
         dropped = {r.data.name: len(r.data) - len(r) for r in rows}
         for source in (r.data for r in rows if not len(r)):
             raise UserError(
                 f"source '{source.name}': all of its {len(source):,} rows stand in a test set "
                 f"(data.drop_overlap={level}); leave the source out, or the test"
             )
-        parts = [(r.data.name, *mixture.split_held_out(r, config.data.held_out)) for r in rows]
+        parts = [(r.data.name, *split_held_out(r, config.data.held_out)) for r in rows]
         settings = config.data[name]
         family = FAMILIES[name].of(settings).create(settings.to_dict(), prepared, tokenizer)
         out[name] = FamilyData(family, [(n, a) for n, a, _ in parts], [(n, b) for n, _, b in parts], dropped)

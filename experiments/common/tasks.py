@@ -3,18 +3,23 @@
 import functools
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
+import jaxprefit
 from configs.datasets import DATASETS
-from jaxprefit.data import backends, sources
+from experiments.common import family_data
+from jaxprefit.data import backends, rows, sources
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.registry import resolve
 from jaxprefit.downstream import sampling
-from jaxprefit.downstream.tasks import TASKS
+from jaxprefit.downstream.finetune import FinetuneConfig, TaskData
+from jaxprefit.downstream.tasks import TASKS, check_labels
 from jaxprefit.errors import UserError
-from jaxprefit.families import mixture
+from jaxprefit.runtime.terminal import printable
 
 FEW_ROWS = 3  # fewer equal rows are no sign that one file stands for both
 TOLD_SHARE = 0.05  # of the scored rows that are trained on: below it, chance repetitions of short texts
@@ -41,7 +46,7 @@ def task_name(source: str) -> str:
     return source.partition("?")[0].replace(":", "_")
 
 
-def task_rows(source: str, kind: str, config: ConfigDict, cache: str) -> tuple[mixture.Rows, mixture.Rows, list[str]]:
+def task_rows(source: str, kind: str, config: ConfigDict, cache: str) -> tuple[rows.Rows, rows.Rows, list[str]]:
     """(rows to train on, rows to score, what to tell of them), the second of the split that downstream.split names.
 
     Without development rows of its own, a task has a tenth of its training rows for that. Raises UserError where both
@@ -59,7 +64,7 @@ def task_rows(source: str, kind: str, config: ConfigDict, cache: str) -> tuple[m
         check_differ(source, {"test": test, what: scored})
     share = check_differ(source, {"training": train, what: scored})
     notes = [f"{share:.0%} of its {what} rows stand among its training rows, too"] if share >= TOLD_SHARE else []
-    return mixture.Rows(train, range(len(train))), mixture.Rows(scored, range(len(scored))), notes
+    return rows.Rows(train, range(len(train))), rows.Rows(scored, range(len(scored))), notes
 
 
 def _test_rows(source: str, kind: str, root: str, cache: str) -> Prepared | None:
@@ -97,3 +102,71 @@ def overlap(first: pathlib.Path, second: pathlib.Path) -> tuple[float, bool]:
     ]
     known = {*hashes[0]}
     return sum(h in known for h in hashes[1]) / len(hashes[1]), sorted(hashes[0]) == sorted(hashes[1])
+
+
+MAIN_SCORE = {"ner": "f1", "tc": "accuracy"}
+
+
+NOT_RECIPE = ("ner", "tc", "seeds", "cache_mb")  # what does not change a cell's result
+
+
+def description(config: ConfigDict) -> dict[str, Any]:
+    """What scores.json says of how they are taken, as JSON: 'downstream' and 'lora'."""
+    settled = {k: v for k, v in config.downstream.to_dict().items() if k not in NOT_RECIPE}
+    arithmetic = {"dtype": config.model.dtype, "hidden_dropout": config.model.hidden_dropout}
+    described: dict[str, Any] = {"downstream": settled | arithmetic, "lora": config.lora.to_dict()}
+    return json.loads(json.dumps(described))
+
+
+def recipe(config: ConfigDict) -> FinetuneConfig:
+    """The config's recipe. Raises UserError for a mode that does not exist."""
+    c = config.downstream
+    cfg = FinetuneConfig(
+        c.mode, c.steps, c.batch_size, c.fraction, c.lora_lr, c.head_lr, c.backbone_lr, c.limit, c.cache_mb, c.shots
+    )
+    cfg.validate()
+    return cfg
+
+
+def load_those_that_can(
+    config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model
+) -> tuple[list[TaskData], dict[str, str]]:
+    """The config's tasks, and by name the reason of each that cannot be read, so that one does not stop the rest.
+
+    Raises UserError with the first reason where none can.
+    """
+    check_length(config, model)
+    tasks: list[TaskData] = []
+    unreadable: dict[str, str] = {}
+    for family, source in task_sources(config):
+        try:
+            tasks.append(load_task(config, workdir, model, family, source))
+        except UserError as error:
+            unreadable[task_name(source)] = str(error)
+    if not tasks:
+        raise UserError(next(iter(unreadable.values())))
+    for name, reason in unreadable.items():
+        print(printable(f"{name} failed: {reason}"), file=sys.stderr)
+    return tasks, unreadable
+
+
+def load_tasks(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model) -> list[TaskData]:
+    """The config's tasks with their train and test rows. Raises UserError for one that cannot be read."""
+    check_length(config, model)
+    return [load_task(config, workdir, model, family, source) for family, source in task_sources(config)]
+
+
+def load_task(config: ConfigDict, workdir: pathlib.Path, model: jaxprefit.Model, family: str, source: str) -> TaskData:
+    """One task with its train and test rows."""
+    cache, longest, cls = str(family_data.cache_folder(config, workdir)), config.downstream.max_length, TASKS[family]
+    train, test, told = task_rows(source, cls.kind, config, cache)
+    check_labels(source, train.data, test.data)
+    task = cls.create({"max_length": longest}, [train.data], model.tokenizer)
+    return TaskData(task_name(source), family, task, train, test, tuple(told))
+
+
+def check_length(config: ConfigDict, model: jaxprefit.Model) -> None:
+    """Raises UserError for a downstream.max_length that the encoder does not take."""
+    longest, most = config.downstream.max_length, model.config.max_positions
+    if not 4 <= longest <= most:
+        raise UserError(f"downstream.max_length is {longest}; this encoder takes 4 to {most} tokens")

@@ -31,12 +31,11 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import representations
-from experiments.common import assembly, family_data
+from experiments.common import assembly, family_data, hidden_states
 from experiments.common.checks import check
+from experiments.common.start import start_encoder
 from experiments.common.workdirs import owned
 from experiments.conflict import ablate, comparison, probe
-from jaxprefit.checkpoints.reader import PLACES
 from jaxprefit.conflict import advice, online
 from jaxprefit.conflict.report import document, page, verdicts
 from jaxprefit.encoder import lora
@@ -48,6 +47,7 @@ from jaxprefit.runtime.files import write_json, write_text
 from jaxprefit.runtime.paths import user_path
 from jaxprefit.runtime.terminal import lines, printable
 from jaxprefit.strategies import make
+from jaxprefit.training.checkpoints import PLACES
 
 
 @owned("conflict")
@@ -128,12 +128,10 @@ def _measure(
     if mode == "probe":
         return {"probe": probe.measure(config, workdir, model, shared, str(checkpoint))}
     if mode == "represent":
-        start = assembly.start_encoder(
-            assembly.original(model, config, workdir), family_data.cache_folder(config, workdir)
-        )
+        start = start_encoder(assembly.original(model, config, workdir), family_data.cache_folder(config, workdir))
         plain = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
         models = {"start": plain, model.strategy.name: model}
-        return {"representations": representations.measure_models(config, workdir, models)}
+        return {"representations": hidden_states.measure_models(config, workdir, models)}
     if mode == "ablate":
         return {"ablation": ablate.measure(config, workdir, model, shared)}
     if mode == "online":

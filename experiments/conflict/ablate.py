@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from experiments.common import assembly, family_data
 from jaxprefit import gram
-from jaxprefit.checkpoints.reader import PLACES
 from jaxprefit.conflict import ablation
 from jaxprefit.conflict.blocks import ordered
 from jaxprefit.errors import UserError
@@ -21,6 +20,7 @@ from jaxprefit.model import Model
 from jaxprefit.runtime.files import write_json
 from jaxprefit.surgery import METHODS
 from jaxprefit.training import loop, train_step
+from jaxprefit.training.checkpoints import PLACES
 
 CELL_VERSION = 1
 _HEAD = {"schema": "jaxprefit.ablation_cell", "version": CELL_VERSION}

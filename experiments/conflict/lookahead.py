@@ -10,9 +10,9 @@ from jaxprefit.conflict import adam_metric, curvature, noise
 from jaxprefit.conflict.describe import number
 from jaxprefit.conflict.inner_products import expected
 from jaxprefit.conflict.lookahead import look_ahead
-from jaxprefit.conflict.measures import mean_interval
 from jaxprefit.conflict.probe import Grams
 from jaxprefit.gram import Flat
+from jaxprefit.significance import mean_interval
 from jaxprefit.training import optim, train_step
 
 LARGEST_ITERATIONS = 10

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 
 from experiments.common.workdirs import owned
 from experiments.scaling import compiled_step
-from experiments.tables import markdown
 from jaxprefit.errors import UserError
+from jaxprefit.render.tables import markdown
 from jaxprefit.runtime.files import locked, read_json, write_json, write_text
 from jaxprefit.runtime.terminal import printable
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from experiments.common import assembly, family_data
+from experiments.common.start import generated_tokenizer
 from jaxprefit import strategies, surgery
 from jaxprefit.data.packing import Layout
 from jaxprefit.encoder import lora
@@ -73,7 +74,7 @@ def abstract_step(
 ) -> tuple[Any, Any, Any]:
     """(jitted step, its state, its batches), the two as shapes with shardings."""
     cache = family_data.cache_folder(config, workdir)
-    tokenizer = assembly.generated_tokenizer(config.model.vocab, cache)
+    tokenizer = generated_tokenizer(config.model.vocab, cache)
     data = family_data.load(config, tokenizer, cache)
     families = {name: d.family for name, d in data.items()}
     strategy = strategies.make(config.strategy, families, [c for f in families.values() for c in f.constants])

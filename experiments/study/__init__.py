@@ -3,10 +3,10 @@ r"""A study: strategies and controls from several start encoders, over all downs
 python -m experiments.study --workdir=runs/study --config.model.path=DIR --config.data.root=DIR
 
 start encoders x variants x pre-finetuning seeds x tasks x modes x label fractions x fine-tuning seeds, all from one
-config (configs/study.py; what the names in it mean: experiments/study/expansion.py). Can be stopped at any moment; the same
-command continues, and no finished run or cell is done again. A run or cell that fails is shown with its reason, and the
-rest goes on. --shard=2/4 does the second of four parts of the encoders, each with all its cells, on a machine of its
-own; with the parts' workdirs copied into one, --shard=none puts together what is there, and the command without
+config (configs/study.py; what the names in it mean: experiments/study/expansion.py). Can be stopped at any moment; the
+same command continues, and no finished run or cell is done again. A run or cell that fails is shown with its reason,
+and the rest goes on. --shard=2/4 does the second of four parts of the encoders, each with all its cells, on a machine
+of its own; with the parts' workdirs copied into one, --shard=none puts together what is there, and the command without
 --shard does what is missing first. What is finished is not compared with the files that it came from: where a start
 encoder or a task's rows have changed, give another --workdir.
 
@@ -23,14 +23,14 @@ import jax
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, prefinetune
-from experiments.common import assembly, family_data
+from experiments.common import assembly, family_data, prefinetuning, tasks
 from experiments.common.checks import check, check_study
+from experiments.common.scoring import score_model
 from experiments.common.workdirs import owned
 from experiments.study import collect, encoders, expansion, figures, page, page_tables, sweeps
 from experiments.study.expansion import Grid, Run, Scoring
-from jaxprefit.averaging import averaged
 from jaxprefit.errors import UserError
+from jaxprefit.model import averaged
 from jaxprefit.render import html
 from jaxprefit.runtime.files import locked, write_json, write_text
 from jaxprefit.runtime.paths import user_path
@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
             assembly.named_families(one.config)
     for scoring in grid.scorings:
         check(scoring.config)
-        downstream.recipe(scoring.config)
+        tasks.recipe(scoring.config)
     mine = expansion.shard(grid, shard)
     shapes = encoders.shapes(grid, user_path(config.data.cache))  # tells of a wrong path before any work
     with locked(workdir / f".shard-{shard.replace('/', '-')}" if shard else workdir):
@@ -76,7 +76,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
     """Trains the encoders of `runs` and scores their cells, each where it is not there already."""
     mine = {one: [s for s in grid.scorings if s.run is one] for one in runs}
     cells = sum(s.cells for scorings in mine.values() for s in scorings)
-    untrained = [r for r in runs if not r.parts and not prefinetune.finished(r.config, workdir / r.folder)]
+    untrained = [r for r in runs if not r.parts and not prefinetuning.finished(r.config, workdir / r.folder)]
     with GridProgress(cells, len(untrained)) as progress:
         for one, scorings in mine.items():
             if complete(one, scorings, workdir):
@@ -92,7 +92,7 @@ def execute(grid: Grid, runs: tuple[Run, ...], workdir: pathlib.Path) -> None:
             for scoring in scorings:
                 folder = workdir / scoring.folder
                 with collect.recorded(folder, FAILURES) as outcome:
-                    downstream.score_model(scoring.config, folder, model, one.folder, progress)
+                    score_model(scoring.config, folder, model, one.folder, progress)
                 if outcome.failed:
                     print(printable(f"{scoring.folder} failed: {outcome.failed}"), file=sys.stderr)
                     progress.skip(scoring.cells)
@@ -117,7 +117,7 @@ def encoder(one: Run, workdir: pathlib.Path, progress: GridProgress) -> jaxprefi
             if reason := collect.failure(workdir / part.folder):
                 raise UserError(f"{part.folder}, a part of it, failed: {reason}")
         return averaged([jaxprefit.load(workdir / part.folder) for part in one.parts])
-    if not prefinetune.finished(one.config, workdir / one.folder):
+    if not prefinetuning.finished(one.config, workdir / one.folder):
         with progress.training(one.folder):
-            prefinetune.run(one.config, workdir / one.folder)
+            prefinetuning.run(one.config, workdir / one.folder)
     return jaxprefit.load(workdir / one.folder)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import downstream
 from experiments.common import tasks as task_data
+from experiments.common.tasks import MAIN_SCORE, description
 from experiments.study import claims, encoders, fronts, stars, sweeps, variant_settings
 from experiments.study.claims import Table
 from experiments.study.expansion import Entry, Grid, Scoring
@@ -96,7 +96,7 @@ def collect(
         "modes": {mode: _recipe(grid, mode) for mode in s.modes},
         "fractions": list(s.fractions),
         "seeds": list(s.seeds),
-        "lora": downstream.description(config)["lora"],
+        "lora": description(config)["lora"],
         "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
         "failed": failed,
         "left_out": {name: why for s in scored.values() for name, why in s.left_out.items()},
@@ -124,12 +124,12 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     if reason or not file.exists() or not encoders.summaries(scoring.run, workdir):
         return Scored({}, {}, {}, broken, {})
     content = read_json(file)
-    if any(content.get(key) != value for key, value in downstream.description(scoring.config).items()):
+    if any(content.get(key) != value for key, value in description(scoring.config).items()):
         return Scored({}, {}, {}, (), {})
     wanted, seeds = {task_data.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
     entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}
     scores = {
-        name: {s["seed"]: s[downstream.MAIN_SCORE[t["family"]]] for s in t["seeds"] if s["seed"] in seeds}
+        name: {s["seed"]: s[MAIN_SCORE[t["family"]]] for s in t["seeds"] if s["seed"] in seeds}
         for name, t in entries.items()
     }
     failed = [
@@ -249,5 +249,5 @@ def _recipe(grid: Grid, mode: str) -> dict[str, Any]:
     """How a mode's cells are taken, but for the fraction of the labels."""
     scored = [s.config for e in grid.entries if e.mode == mode for s in e.scorings]
     found = next((c for c in scored if c.downstream.mode == mode), scored[0])  # in stacked some are of adapter
-    recipe = downstream.description(found)["downstream"]
+    recipe = description(found)["downstream"]
     return {k: v for k, v in recipe.items() if k != "fraction"} | {"seeds": list(found.downstream.seeds)}

@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from experiments import prefinetune
-from experiments.common import assembly
+from experiments.common import assembly, prefinetuning
+from experiments.common.start import start_encoder
 from experiments.study.expansion import Encoders, Grid, Run, adapter_of
 from jaxprefit.encoder import lora
 from jaxprefit.encoder.transformer import EncoderConfig
@@ -21,14 +21,14 @@ def shapes(grid: Grid, cache: pathlib.Path) -> dict[str, Shape]:
     out: dict[str, Shape] = {}
     for (start, _), served in grid.encoders.items():
         if start not in out:
-            first = assembly.start_encoder(next(iter(served.values()))[0].config, cache)
+            first = start_encoder(next(iter(served.values()))[0].config, cache)
             out[start] = first.config, sum(leaf.size for leaf in jax.tree.leaves(first.params))
     return out
 
 
 def summaries(run: Run, workdir: pathlib.Path) -> list[dict[str, Any]]:
     """That of its pre-finetuning, or of each of its parts; empty where one has not ended with this config."""
-    found = [prefinetune.finished(part.config, workdir / part.folder) for part in run.parts or (run,)]
+    found = [prefinetuning.finished(part.config, workdir / part.folder) for part in run.parts or (run,)]
     return [summary for summary in found if summary] if all(found) else []
 
 

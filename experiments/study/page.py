@@ -17,7 +17,7 @@ from experiments.study.page_tables import (
     tasks,
     with_interval,
 )
-from experiments.tables import escaped, markdown
+from jaxprefit.render.tables import escaped, markdown
 
 
 def report(content: Content) -> list[str]:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.study.expansion import REFERENCES
-from experiments.tables import markdown
 from jaxprefit import significance
+from jaxprefit.render.tables import markdown
 
 SCORE = {"ner": "NER F1", "tc": "TC accuracy"}
 TASK_SCORE = {"ner": "strict span F1", "tc": "accuracy"}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from jaxprefit.conflict.measures import LEVEL
+from jaxprefit.significance import LEVEL
 
 RESOLVED = 3.0
 """A squared norm is known when its estimate is so many standard errors above zero."""

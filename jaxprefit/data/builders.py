@@ -24,12 +24,8 @@ from typing import Any, SupportsIndex
 import tensorflow_datasets as tfds
 
 from jaxprefit.data.backends import Rows, Source, as_text, as_user_error, locate
-from jaxprefit.data.records import (
-    Kind,
-    Record,
-    check_settings,
-    entity_types,
-)
+from jaxprefit.data.records import Kind, Record, check_settings
+from jaxprefit.data.records.tags import entity_types
 from jaxprefit.errors import UserError
 from jaxprefit.runtime.paths import user_path
 

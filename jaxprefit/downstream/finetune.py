@@ -7,14 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxprefit.data.packing import Layout, packed
+from jaxprefit.data.packing import Layout, packed, row_length
+from jaxprefit.data.rows import Rows
 from jaxprefit.downstream import batches, finetune_step, sampling
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.tasks import Task
 from jaxprefit.encoder import lora
 from jaxprefit.encoder.cuts import Cuts
 from jaxprefit.errors import UserError
-from jaxprefit.families.mixture import Rows
 from jaxprefit.model import Model
 from jaxprefit.strategies import Strategy
 from jaxprefit.training import optim, train_step
@@ -161,7 +161,7 @@ def finetune(
     recipe = finetune_step.Recipe(model.config, layer, type(data.task), MODES[cfg.mode], cfg.optimizer, spec.dropout)
     backbone = {} if layer is None else jax.device_put(starts[0]["backbone"])
     state = finetune_step.init(recipe, [finetune_step.trained_part(start, recipe.strategy) for start in starts])
-    length = batches.row_length(data.task.max_length)
+    length = row_length(data.task.max_length)
     ids = [e["ids"] for e in examples]
     features = Features(model.config, backbone, layer, ids, length, cfg.cache_mb * 2**20)
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit.downstream import batches, sampling
+from jaxprefit.data import packing
+from jaxprefit.downstream import sampling
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData, cuts_of, encoded
 from jaxprefit.encoder import lora
@@ -66,7 +67,7 @@ def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]
     adapter = model.adapters.get(data.family)
     backbone = lora.merge(model.backbone, adapter) if adapter else model.backbone
     ids = [data.task.encode_record(record)["ids"] for record in records]
-    length = batches.row_length(data.task.max_length)
+    length = packing.row_length(data.task.max_length)
     out = np.empty((len(ids), model.config.hidden_size), np.float32)
     for begin in range(0, len(ids), TEXTS):
         part = ids[begin : begin + TEXTS]

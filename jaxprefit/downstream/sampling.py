@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.families.mixture import Rows
+from jaxprefit.data.rows import Rows
 
 MTEB_SEED = 42
 

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
-from jaxprefit.data.packing import Layout, packed
-from jaxprefit.downstream.batches import row_length
+from jaxprefit.data.packing import Layout, packed, row_length
 from jaxprefit.encoder.transformer import Encoder, EncoderConfig, pool_segments
 from jaxprefit.model import Model
 

@@ -1,7 +1,6 @@
 """Result files: written whole or not at all, and by one process: of several in a run (`distributed`), by the first."""
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -71,6 +70,8 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
     The system lifts the lock when the process ends, however that happens. Raises UserError where another process has
     the lock, or where nothing can be written to the folder.
     """
+    import portalocker  # here, since whoever reads checkpoints locks nothing
+
     if not first():
         yield
         return
@@ -81,13 +82,13 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written ({e.strerror}); give another --workdir") from e
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+        except portalocker.AlreadyLocked:
             file.seek(0)
             holder = file.read() or "another run"
             raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another --workdir") from None
-        except OSError as e:  # some network file systems have no locks
-            _log.warning(f"{folder} cannot be locked ({e.strerror}); see that no other run writes there")
+        except portalocker.LockException as e:  # some network file systems have no locks
+            _log.warning(f"{folder} cannot be locked ({one_line(e)}); see that no other run writes there")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -95,3 +96,17 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             yield
         finally:
             file.truncate(0)
+
+
+def lines_up_to(path: pathlib.Path, step: int) -> list[str]:
+    """The lines of a JSON lines file that belong to steps up to `step`."""
+    if not path.exists():
+        return []
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):  # the line that was being written when the process was killed
+            break
+    return kept

@@ -13,11 +13,10 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
-from jaxprefit.checkpoints.reader import Checkpoints
 from jaxprefit.errors import UserError
 from jaxprefit.families.mixture import Drawn
 from jaxprefit.runtime.distributed import Agreement, first
-from jaxprefit.runtime.files import write_text
+from jaxprefit.runtime.files import lines_up_to, write_text
 from jaxprefit.runtime.preemption import Notice, Preempted
 from jaxprefit.runtime.progress import TrainingProgress
 from jaxprefit.runtime.sharding import put_batch
@@ -210,31 +209,3 @@ def require_a_step(step: int, path: pathlib.Path) -> None:
             f"no step was done: all {step} were skipped, since a loss or gradient was not finite; lower the learning "
             f"rate or look at the batches in {path.with_name('nonfinite')}"
         )
-
-
-def lines_up_to(path: pathlib.Path, step: int) -> list[str]:
-    """The lines of a JSON lines file that belong to steps up to `step`."""
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):  # the line that was being written when the process was killed
-            break
-    return kept
-
-
-def resume(checkpoints: Checkpoints, fresh: TrainState, streams: Mapping[str, Any], meta: Mapping) -> TrainState:
-    """The latest checkpoint's state with `streams` moved to its position, or `fresh` where there is none.
-
-    `meta` says what run this is; a checkpoint of another one is refused.
-    """
-    latest = checkpoints.latest()
-    if latest is None:
-        return fresh
-    state, saved = checkpoints.restore(latest, fresh, meta)
-    for name, stream in streams.items():
-        stream.set_state(saved[name])
-    return state

@@ -13,9 +13,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxprefit.conflict import measures
+from jaxprefit import significance
 from jaxprefit.conflict.blocks import ROWS_DRAWN
 from jaxprefit.errors import UserError
+from jaxprefit.render.tables import bounds, signed
 
 VERSION = 4
 SECTIONS = {
@@ -46,7 +47,7 @@ def content(run: Mapping[str, Any], sections: Mapping[str, Any], file: pathlib.P
         kept = {name: old[name] for name in SECTIONS}
         if any(json.loads(json.dumps(sections[name])) != old[name] for name in EVIDENCE if name in sections):
             kept["advice"] = None
-    head = {"schema": "jaxprefit.conflict", "version": VERSION, "run": dict(run), "interval_level": measures.LEVEL}
+    head = {"schema": "jaxprefit.conflict", "version": VERSION, "run": dict(run), "interval_level": significance.LEVEL}
     return {**head, **kept, **sections}
 
 
@@ -150,13 +151,3 @@ def explain(result: Mapping[str, Any]) -> str:
         " 'negative' is the share of batches with a cosine below zero. A negative cosine is consistent with harm; it"
         " does not show it." + repeated
     )
-
-
-def signed(x: float | None, digits: int = 3) -> str:
-    """A number with its sign; '-' where it is undefined."""
-    return "-" if x is None else f"{x:+.{digits}f}"
-
-
-def bounds(interval: Sequence[float | None], digits: int = 3) -> str:
-    """'[-0.1, +0.2]', or nothing where it is undefined."""
-    return "" if None in interval else f"[{interval[0]:+.{digits}f}, {interval[1]:+.{digits}f}]"

@@ -7,7 +7,7 @@ import matplotlib.figure
 import numpy as np
 
 from jaxprefit.conflict.blocks import KINDS, known, ordered
-from jaxprefit.conflict.report.document import bounds
+from jaxprefit.render.tables import bounds
 
 Cell = tuple[float, Sequence[float | None], bool]
 """A number, its interval, and whether its sign is decided."""

@@ -5,18 +5,9 @@ from typing import Any
 
 from jaxprefit.conflict.advice import contribution
 from jaxprefit.conflict.report import figures, page_steps, verdicts
-from jaxprefit.conflict.report.document import (
-    SECTIONS,
-    bounds,
-    corrected,
-    estimate,
-    explain,
-    header,
-    rows,
-    signed,
-    verdict,
-)
+from jaxprefit.conflict.report.document import SECTIONS, corrected, estimate, explain, header, rows, verdict
 from jaxprefit.render import html
+from jaxprefit.render.tables import bounds, signed
 from jaxprefit.representations.report import html_parts
 
 Section = tuple[str, list[str]]

@@ -7,7 +7,8 @@ from typing import Any
 from jaxprefit.conflict.advice import ablated
 from jaxprefit.conflict.blocks import ROWS_DRAWN
 from jaxprefit.conflict.noise import SOUGHT
-from jaxprefit.conflict.report.document import bounds, corrected, signed
+from jaxprefit.conflict.report.document import corrected
+from jaxprefit.render.tables import bounds, signed
 
 LIMITS = (
     "A gradient is a first-order view of one point: a negative inner product says that a small plain gradient step for"

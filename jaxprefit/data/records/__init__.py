@@ -21,7 +21,6 @@ from itertools import islice
 from typing import Any
 
 from jaxprefit.data.records.tags import SCHEMES, canonical, canonical_tag, folded, to_iob2
-from jaxprefit.data.records.tags import entity_types as entity_types
 from jaxprefit.errors import UserError
 
 Record = dict[str, Any]
