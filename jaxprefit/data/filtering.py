@@ -3,8 +3,6 @@
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
+from jaxprefit.files import whole_file
 
 LEVELS = {"exact": overlap.EXACT, "near": overlap.NEAR}
 
@@ -37,9 +36,8 @@ class OverlapFilter:
             found = overlap.compare(records(source), self.index).rows
             keep = (found < LEVELS[self.level]).all(1)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as f:
+            with whole_file(file) as whole, whole.open("wb") as f:
                 np.save(f, np.flatnonzero(keep))
-            os.replace(f.name, file)
         return np.load(file)
 
 
