@@ -12,9 +12,7 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import re
-import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ import numpy as np
 
 from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
+from jaxprefit.runtime.files import whole_file
 
 GRAM = 5  # bytes of the normalised text; fits a 64-bit number, so grams are compared exactly
 BANDS, ROWS = 16, 4
@@ -217,9 +216,8 @@ class OverlapFilter:
             found = overlap.compare(records(source), self.index).rows
             keep = (found < LEVELS[self.level]).all(1)
             file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as f:
+            with whole_file(file) as whole, whole.open("wb") as f:
                 np.save(f, np.flatnonzero(keep))
-            os.replace(f.name, file)
         return np.load(file)
 
 

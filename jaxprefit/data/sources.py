@@ -27,7 +27,6 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -38,6 +37,7 @@ from jaxprefit.data import addresses, backends, builders, synthetic
 from jaxprefit.data.names import read_names
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
+from jaxprefit.runtime.files import whole_file
 from jaxprefit.runtime.paths import user_path
 from jaxprefit.runtime.terminal import printable, progress_bar
 
@@ -190,9 +190,8 @@ def _generated(
     file = user_path(cache) / f"{name}_{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
     if not file.exists() or file.read_bytes() != lines:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as f:
-            f.write(lines)
-        os.replace(f.name, file)
+        with whole_file(file) as whole:
+            whole.write_bytes(lines)
     return builders.prepare(builders.Source(name=name, kind=kind, path=str(file)), cache)
 
 

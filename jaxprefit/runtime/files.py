@@ -17,13 +17,25 @@ _LARGEST_GIVEN = 2**24  # bytes of a JSON file of settings
 _log = logging.getLogger(__name__)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes `text` to a temporary sibling first, so that `path` never holds half of it."""
-    if not first():
-        return
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A sibling of `path` to be written, which takes its place when the context ends, and is removed on an error.
+
+    So `path` never holds half a file, and others may read it as the umask says.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes `text` as a `whole_file`, by the first process alone."""
+    if first():
+        with whole_file(path) as file:
+            file.write_text(text, encoding="utf-8")
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
