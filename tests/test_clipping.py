@@ -98,7 +98,7 @@ def test_the_probes_factor_is_that_of_the_combined_update() -> None:
 
 def test_the_stored_results_are_valid() -> None:
     content = assert_valid(RESULTS / "clipping.json", "clipping")
-    # Under clipping by family surgery is the sum to within few degrees, on the same batches; on unclipped ones it is not.
+    # Clipped by family surgery is the sum to within a few degrees; on gradients as they are it is not.
     mean = {
         c: [a["angle"]["0"]["mgda"]["mean"] for a in content["angles"] if a["clip"] == c]
         for c in ("families", "combined")

@@ -127,7 +127,7 @@ def test_aligned_mtl_is_the_svds_at_every_ratio_of_lengths(cosine: float) -> Non
         lengths.append(np.linalg.norm(d))
     # Continuous: a ratio smaller by 10^(1/4) never changes the step's length by much more than that.
     steps = np.asarray(lengths[1:]) / lengths[:-1]
-    assert (0.3 < steps).all() and (steps < 2).all()
+    assert (steps > 0.3).all() and (steps < 2).all()
 
 
 @property_of(20)
