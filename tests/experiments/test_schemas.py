@@ -1,4 +1,4 @@
-"""Schemas and FILES.md are what `python -m experiments.common.schemas` writes; a record comes back as it was written."""
+"""Schemas and FILES.md are what `experiments.common.schemas` writes; a record comes back as it was written."""
 
 import dataclasses
 from typing import ClassVar
