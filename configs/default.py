@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from jaxprefit.encoder import LINEAR_MAPS
+from jaxprefit.encoder.transformer import LINEAR_MAPS
 
 
 def get_config() -> ConfigDict:
@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.aggregator_scope = "whole"  # weights for all shared parameters together, or for each 'block': layer, embeddings
     c.aggregator_decay = 0.0  # of the moving average of Gram matrices that weights come from; 0: each step's own
     c.devices = 0  # of the mesh; 0: all
-    c.mesh = ConfigDict()  # how they are laid out, see jaxprefit/sharding.py; -1: what the other axes leave
+    c.mesh = ConfigDict()  # how they are laid out, see jaxprefit/runtime/sharding.py; -1: what the other axes leave
     c.mesh.data = -1  # every device has all parameters
     c.mesh.fsdp = 1  # a parameter is divided; rows of batches are, over both of these
     c.mesh.tensor = 1  # the arithmetic of a layer is divided
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
     c.optimizer.weight_decay = 0.01
     c.optimizer.b1 = 0.9  # AdamW's decay of its means of the gradient and its square
     c.optimizer.b2 = 0.999
-    c.optimizer.clip = "combined"  # the combined update; or 'families': each one's gradients, before they are combined
+    c.optimizer.clip = "auto"  # 'families', each before they are combined; with surgery 'combined', the update instead
     c.optimizer.clip_norm = 1.0
 
     c.data = ConfigDict()
@@ -99,12 +99,12 @@ def get_config() -> ConfigDict:
     c.run.lost_after = 60  # seconds without a sign from one of them, after which the others end
     c.run.profile = 0  # steps, after a few, whose time is looked into: WORKDIR/profile.txt and profile, a trace
     c.run.compilation_cache = True  # what was compiled is kept, in CACHE/compiled, and the next start is faster
-    c.run.remat = "none"  # or, with less memory and more time, 'dots' or 'full': see jaxprefit/encoder.py
+    c.run.remat = "none"  # or, with less memory and more time, 'dots' or 'full': see jaxprefit/encoder/transformer.py
     c.run.accumulate = 1  # micro-batches that a family's rows are cut into, one in memory at a time; tc: chunk_rows
     c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
     c.conflict = ConfigDict()
-    c.conflict.mode = "probe"  # or online, ablate, represent, advise, compare: see experiments/conflict.py
+    c.conflict.mode = "probe"  # or online, ablate, represent, advise, compare: see experiments/conflict/__init__.py
     c.conflict.rounds = 24  # of a probe, each with two fresh batches per family
     c.conflict.seed = 1  # of the fresh batches
     c.conflict.lookahead = 4  # steps a family tried on held-out batches, for affinity and curvature; 0: none

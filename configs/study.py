@@ -41,6 +41,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "individual_lr2": {"strategy": "individual", "optimizer": {"backbone_lr": "*2"}},
     "individual_lr05": {"strategy": "individual", "optimizer": {"backbone_lr": "*0.5"}},
     "naive_lr05": {"strategy": "naive", "optimizer": {"backbone_lr": "*0.5"}},
+    # The like of surgery, which clips the combined update.
+    "naive_combined": {"strategy": "naive", "optimizer": {"clip": "combined"}},
     "naive_pcgrad": {"strategy": "naive", "aggregator": "pcgrad"},
     "naive_cagrad": {"strategy": "naive", "aggregator": "cagrad"},
     "naive_ner2": {"strategy": "naive", "data": {"ner": {"loss_weight": 2.0}}},

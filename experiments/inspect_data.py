@@ -18,20 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import family_data, wiring
-from experiments.checks import check
-from experiments.tables import markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
+from experiments.common import cli, family_data, start
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.cuts import sentence
-from jaxprefit.data.filtering import all_texts, records
+from jaxprefit.data.overlap import all_texts, records
 from jaxprefit.data.statistics import Statistics
+from jaxprefit.encoder.cuts import sentence
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
-from jaxprefit.files import write_json, write_text
-from jaxprefit.terminal import plain, printable
+from jaxprefit.render.tables import markdown
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import plain, printable
 
 INSPECTION_VERSION = 1
 EXAMPLES = 2
@@ -49,7 +48,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     tests = family_data.test_sets(config, cache)
     if not any(given.values()) and not any(tests.values()):
         raise UserError("nothing to look at; name sources in data.ner.sources or tests in downstream.ner, say")
-    tokenizer = wiring.start_tokenizer(config, cache)
+    tokenizer = start.start_tokenizer(config, cache)
     console = Console(width=140)
     index = overlap.Index({t.name: all_texts(t) for ts in tests.values() for t in ts})
     held = np.zeros(len(index.texts), np.uint8)  # the level at which any source holds a text of the tests

@@ -117,3 +117,11 @@ def packed(sizes: Sequence[int], layout: Layout) -> Iterator[Placed]:
         done, packing = pack([[sizes[i]] for i in window], layout)
         yield [window[i] for i in done], packing
         left = sorted({*window} - {window[i] for i in done}) + left[layout.slots :]
+
+
+ROW_LENGTH = 64  # tokens; shorter rows fill badly, longer ones spend more on attention
+
+
+def row_length(max_length: int) -> int:
+    """Tokens in a packed row for texts of at most `max_length`."""
+    return max(ROW_LENGTH, -(-max_length // 16) * 16)

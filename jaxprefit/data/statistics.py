@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from jaxprefit.data.cuts import Cuts
-from jaxprefit.data.encode import record_cuts
 from jaxprefit.data.overlap import normalise, texts_of
+from jaxprefit.encoder.cuts import Cuts
+from jaxprefit.encoder.tokenization import record_cuts
 
 PERCENTILES = (5, 50, 95, 99, 100)
 BATCH = 1024  # texts tokenised at once

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit.downstream import significance
+from jaxprefit import significance
 from jaxprefit.downstream.evaluate import score, strict_scores
 from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData, cuts_of, encoded
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json
+from jaxprefit.runtime.files import write_json
 
 CELL_VERSION = 2
 NAME_BYTES = 120  # of a task in a file's name; file systems allow 255 for all of it

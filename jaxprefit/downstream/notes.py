@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxprefit.data.cuts import share
 from jaxprefit.downstream.cells import Cell, cuts
 from jaxprefit.downstream.finetune import TaskData
+from jaxprefit.encoder.cuts import share
 
 CUT_TOLD = 0.05  # share of a test's entities beyond max_length that is told
 

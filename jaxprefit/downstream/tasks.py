@@ -16,12 +16,12 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import counted_text, counted_words
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import pool_segments
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import counted_text, counted_words
+from jaxprefit.encoder.transformer import pool_segments
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode
-from jaxprefit.pretrained import Pretrained
 
 IGNORE = -1
 

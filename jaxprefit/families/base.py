@@ -14,7 +14,7 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.packing import Packing
-from jaxprefit.pretrained import Pretrained
+from jaxprefit.encoder.huggingface import Pretrained
 
 Batch = Mapping[str, np.ndarray]
 

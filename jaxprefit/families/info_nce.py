@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprefit.encoder import unit
+from jaxprefit.encoder.transformer import unit
 
 MAX_SCALE = 100.0  # of the logits, 1 / temperature; the bound of CLIP (arXiv 2103.00020)
 

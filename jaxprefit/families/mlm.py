@@ -23,13 +23,13 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.cuts import Cuts
-from jaxprefit.data.encode import special_ends
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import gelu
+from jaxprefit.encoder.cuts import Cuts
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import special_ends
+from jaxprefit.encoder.transformer import gelu
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
-from jaxprefit.pretrained import Pretrained
 
 MASKINGS = ("uniform", "tfidf")
 MASKED, RANDOM = 0.8, 0.1  # shares of the chosen words; the rest stays as it is

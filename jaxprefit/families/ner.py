@@ -24,15 +24,15 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import counted_words
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import unit
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import counted_words
+from jaxprefit.encoder.transformer import unit
 from jaxprefit.families.base import Encode, Family
-from jaxprefit.families.concept_sides import SIDES, ConceptSide, name_vectors
+from jaxprefit.families.concept_encoders import SIDES, ConceptSide, name_vectors
 from jaxprefit.families.concepts import Vocabulary
 from jaxprefit.families.ner_distill import DistillFamily
 from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, is_word, sigmoid_loss, softmax_loss
-from jaxprefit.pretrained import Pretrained
 
 LOSSES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 NO_ENTITY = "no entity"  # the name whose vector the concept of words outside starts from

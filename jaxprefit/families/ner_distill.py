@@ -13,13 +13,13 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import counted_words
 from jaxprefit.data.packing import Packing
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import counted_words
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.families.ner_losses import distill_loss
 from jaxprefit.families.teacher import Teacher, load_teacher
 from jaxprefit.families.teacher_cache import CachedTeacher, cached
-from jaxprefit.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,10 @@ gradients carry each family's static weight (`data.F.loss_weight`). Methods keep
 the gradients and some average them, which hardly matters to Adam.
 
 **Gradients of equal norm.** For two of them every method that reads M gives the direction of the plain sum, whatever
-their angle: by symmetry the weights are equal. Clipping each family to one norm before surgery
-(`optimizer.clip=families`) makes them so, which turns surgery off. Hence these methods take `optimizer.clip=combined`
-alone: surgery on the gradients as they are, and the combined update is clipped. Methods with weights from the losses
-only ('sum', 'uncertainty', 'famo') take either.
+their angle: by symmetry the weights are equal. Clipping each family to one norm before surgery makes them so, and
+turns it off. So with these methods the combined update is clipped instead (`optimizer.clip`), and so it must be with
+'sum' in a fair comparison: `optimizer.clip=combined`. Methods with weights from the losses alone ('sum', 'uncertainty',
+'famo') take either.
 
 **Noise.** A batch's gradient is mostly noise: in M it stays on the diagonal and averages out beside it, so that cosines
 of single batches are nearer to 0 than those of expected gradients, and vary around that. A moving average of M over
