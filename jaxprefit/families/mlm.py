@@ -90,7 +90,7 @@ class MlmFamily(Family):
         """Raises UserError for a source of whose texts the tokenizer knows no word: nothing is predicted there."""
         every = max(1, len(source) // CHECKED)
         texts = [source[i]["text"] for i in range(0, len(source), every)][:CHECKED]
-        if not any((self._encode(text)[1] != NO_WORD).any() for text in texts):
+        if texts and not any((self._encode(text)[1] != NO_WORD).any() for text in texts):
             raise UserError(
                 f"source '{source.name}': the tokenizer knows no word of {len(texts)} of its texts, so that there is "
                 "nothing to predict; take a tokenizer for this language or script, or other text"
