@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from experiments import filter_pairs, inspect_data
 from experiments.common import prefinetuning, scoring
+from jaxprefit.encoder.cuts import Cuts
 from jaxprefit.render import html as pages
 from jaxprefit.render.tables import markdown
 from jaxprefit.representations import report
@@ -115,16 +116,19 @@ def test_labels_types_and_folders_are_shown(cache: Path, tmp_path: Path, capsys:
 
 def test_scores_and_failures_of_a_task_with_brackets_are_shown(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scores = {"accuracy": 0.5, "macro_f1": 0.25}
-    tasks = [{"task": "notes[/old]", "family": "tc", "mean": scores, "trained_rows": 3, "test_rows": 4}]
+    about = {"mean": scores, "trained_rows": 3, "test_rows": 4, "averaged": True, "notes": ["label [/n] \x1b[0m"]}
+    tasks = [{"task": "notes[/old]", "family": "tc", **about}]
     failed = [{"task": "[b]", "seed": 0, "reason": "label '[/b]' \x1b[31m"}]
     scoring.print_table({"start": {"strategy": "none", "checkpoint": "[/x]"}, "tasks": tasks, "failed": failed})
     source = {"rows": 1, "dropped": 0, "examples": 1, "requested": 1.0, "observed": 1.0}
-    prefinetuning.print_data({"ner": {"useful_tokens": 1, "useful_share": 1.0, "sources": {"[/y]": source}}})
+    source["cuts"] = Cuts().report()
+    about = {"useful_tokens": 1, "useful_share": 1.0, "longer": "cut", "max_length": 8}
+    prefinetuning.print_data({"ner": {**about, "sources": {"[/y]": source}}})
     filter_pairs.print_table(
         {"top_k": 1, "sample": 2, "sources": [{"source": "[/z]", "rows": 1, "kept": 1, "share": 1.0}]}
     )
     shown = capsys.readouterr().out
-    for text in ("notes[/old]", "[b]", "'[/b]' \\x1b[31m", "none: [/x]", "[/y]", "[/z]"):
+    for text in ("notes[/old]", "[b]", "'[/b]' \\x1b[31m", "none: [/x]", "[/n] \\x1b", "[/y]", "[/z]"):
         assert text in shown, text
     with GridProgress(1) as progress:
         progress.begin("[/b]", 1, 1)
