@@ -64,8 +64,10 @@ def prepared_sources(config: ConfigDict, name: str, cache: pathlib.Path) -> list
     """The sources that the config names for a family."""
     kind, c = FAMILIES[name].of(config.data[name]).kind, config.data
     named = resolve(c[name].sources, kind, DATASETS)
-    sources.check_different(f"data.{name}.sources names the source", named, c.root)
     prepared = [sources.prepare(s, kind, c.root, str(cache), limit=c.limit) for s in named]
+    # A generated source is what its options say, which its name holds.
+    apart = [p.name if s.startswith("generated:") else s for p, s in zip(prepared, named)]
+    sources.check_different(f"data.{name}.sources names the source", apart, c.root)
     for p in prepared:  # names that the source string gives go before those of the registry
         p.names = {**concepts(p.name, p.types, DATASETS), **p.names}
     return prepared

@@ -98,7 +98,7 @@ def test_a_warm_start_continues_and_ends_alike(made: Path, cache: Path, tmp_path
     workdir = tmp_path / "run"
     (workdir / "checkpoints").mkdir(parents=True)
     shutil.copytree(made / "checkpoints" / "4", workdir / "checkpoints" / "4")
-    for name in ("metrics.jsonl", "held_out.jsonl"):
+    for name in ("metrics.jsonl", "held_out.jsonl", "config.json"):
         shutil.copy(made / name, workdir / name)
     warmstart.run(config(cache), workdir)
     for name in ("held_out.jsonl", "encoder/model.safetensors", "encoder/tokenizer.json"):
