@@ -13,7 +13,7 @@ from configs import default
 
 def get_config() -> ConfigDict:
     c = default.get_config()
-    c.what = "gradcache"  # see experiments/benchmark.py
+    c.what = "gradcache"  # see experiments/benchmark/__init__.py
     c.repetitions = 7  # of each thing that is compared, in turns
     c.steps_per_repetition = 10  # of what=data
     c.gradcache = ConfigDict()

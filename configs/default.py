@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from jaxprefit.encoder import LINEAR_MAPS
+from jaxprefit.encoder.transformer import LINEAR_MAPS
 
 
 def get_config() -> ConfigDict:
@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.aggregator_scope = "whole"  # weights for all shared parameters together, or for each 'block': layer, embeddings
     c.aggregator_decay = 0.0  # of the moving average of Gram matrices that weights come from; 0: each step's own
     c.devices = 0  # of the mesh; 0: all
-    c.mesh = ConfigDict()  # how they are laid out, see jaxprefit/sharding.py; -1: what the other axes leave
+    c.mesh = ConfigDict()  # how they are laid out, see jaxprefit/runtime/sharding.py; -1: what the other axes leave
     c.mesh.data = -1  # every device has all parameters
     c.mesh.fsdp = 1  # a parameter is divided; rows of batches are, over both of these
     c.mesh.tensor = 1  # the arithmetic of a layer is divided
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     c.data = ConfigDict()
     c.data.root = ""  # folder that source names are looked up in
     c.data.cache = ""  # where ArrayRecord caches are built; empty: 'cache' beside the workdir
-    c.data.held_out = 128  # last rows of each source (at most a tenth) kept for held-out losses
+    c.data.held_out = 128  # rows of each source (at most a tenth, spread over it) kept for held-out losses
     c.data.limit = 0  # first rows of each source only; 0: all
     # Rows whose text stands in a test of downstream.ner or downstream.tc are left out: '', 'exact' or 'near'.
     c.data.drop_overlap = ""
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
         c.data[family].exhaustion = "repeat"  # of a source that is used up; or 'stop': no row is seen twice
         c.data[family].rows = 16  # of a batch, over all devices; each holds several texts
         c.data[family].row_length = 64  # tokens
-        c.data[family].max_length = 32  # tokens of a text; longer ones are cut
+        c.data[family].max_length = 32  # tokens of a text; longer ones are cut (mlm: windowed)
         c.data[family].loss_weight = 1.0  # on the family's gradient, before surgery
     c.data.ner.loss = "sigmoid"  # sigmoid, softmax (with a learned "no entity"), distill (no labels, a teacher)
     c.data.ner.concept_encoder = "frozen"  # vectors of entity types: frozen or trained start encoder, learned table
@@ -99,12 +99,12 @@ def get_config() -> ConfigDict:
     c.run.lost_after = 60  # seconds without a sign from one of them, after which the others end
     c.run.profile = 0  # steps, after a few, whose time is looked into: WORKDIR/profile.txt and profile, a trace
     c.run.compilation_cache = True  # what was compiled is kept, in CACHE/compiled, and the next start is faster
-    c.run.remat = "none"  # or, with less memory and more time, 'dots' or 'full': see jaxprefit/encoder.py
+    c.run.remat = "none"  # or, with less memory and more time, 'dots' or 'full': see jaxprefit/encoder/transformer.py
     c.run.accumulate = 1  # micro-batches that a family's rows are cut into, one in memory at a time; tc: chunk_rows
     c.run.eval_every = 0  # steps between lines of held_out.jsonl; 0: held-out losses at the start and the end only
 
     c.conflict = ConfigDict()
-    c.conflict.mode = "probe"  # or online, ablate, represent, advise, compare: see experiments/conflict.py
+    c.conflict.mode = "probe"  # or online, ablate, represent, advise, compare: see experiments/conflict/__init__.py
     c.conflict.rounds = 24  # of a probe, each with two fresh batches per family
     c.conflict.seed = 1  # of the fresh batches
     c.conflict.lookahead = 4  # steps a family tried on held-out batches, for affinity and curvature; 0: none

@@ -1,1 +1,1 @@
-"""One module per question, run as `python -m experiments.NAME --config=configs/X.py --workdir=DIR`."""
+"""Programs, run as `python -m experiments.NAME --workdir=DIR`; what they share is in `experiments.common`."""

@@ -19,17 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import conflict_ablate, wiring
-from experiments.checks import check
-from jaxprefit import cli, surgery
+from experiments.common import assembly, cli
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
+from experiments.conflict import ablate
+from jaxprefit import surgery
 from jaxprefit.conflict.ablation import Variant
-from jaxprefit.conflict.gram import GROUPINGS, regroup
-from jaxprefit.files import write_json
+from jaxprefit.gram import GROUPINGS, regroup
+from jaxprefit.runtime.files import write_json
 
 CLIPPING_VERSION = 1
 METHODS = tuple(name for name, method in surgery.METHODS.items() if method.reads_gram and name != "gradnorm")
 
 
+@owned("clipping")
 def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains what is not there yet, and returns what clipping.json holds."""
     check(config)
@@ -63,9 +66,9 @@ def _cell(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
     """Held-out losses after the training of `config`; read where they are there already."""
     file = folder / "losses.json"
     if not file.exists():
-        start = wiring.make_run(config, folder)
-        held_out = wiring.held_out_batches(start, config)
-        losses = conflict_ablate.train_cell(config, Variant("plain", ""), held_out, folder)
+        start = assembly.make_run(config, folder)
+        held_out = assembly.held_out_batches(start, config)
+        losses = ablate.train_cell(config, Variant("plain", ""), held_out, folder)
         write_json(file, {"held_out": {f: round(float(np.mean(x)), 5) for f, x in losses.items()}})
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found

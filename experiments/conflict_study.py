@@ -15,15 +15,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import conflict, conflict_ablate, conflict_trial, family_data, prefinetune
-from experiments.checks import check
-from experiments.tables import markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.conflict import words
-from jaxprefit.conflict.report import SECTIONS, bounds, corrected, read, signed, verdict
-from jaxprefit.files import write_text
-from jaxprefit.terminal import lines
+from experiments import conflict
+from experiments.common import cli, family_data, prefinetuning
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
+from experiments.conflict import ablate, trial
+from jaxprefit.conflict.report import verdicts
+from jaxprefit.conflict.report.document import SECTIONS, corrected, read, verdict
+from jaxprefit.render.tables import bounds, escaped, markdown, signed
+from jaxprefit.runtime.files import write_text
+from jaxprefit.runtime.terminal import lines
 
 STRATEGIES = ("naive", "task_primary")
 
@@ -32,7 +33,7 @@ STRATEGIES = ("naive", "task_primary")
 def run(config: ConfigDict, workdir: pathlib.Path) -> str:
     """Runs what is not there yet, and returns what conflict_study.md holds."""
     check(config)
-    conflict_ablate.check_aggregator(config.aggregator)  # before hours of training that an ablation could not end
+    ablate.check_aggregator(config.aggregator)  # before hours of training that an ablation could not end
     base = copy.deepcopy(config)
     base.data.cache = str(family_data.cache_folder(config, workdir))
     reports = {}
@@ -40,16 +41,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> str:
         c = copy.deepcopy(base)
         c.strategy = strategy
         c.conflict.ablation.controls = base.conflict.ablation.controls and strategy == "naive"
-        prefinetune.run(c, workdir / strategy)
+        prefinetuning.run(c, workdir / strategy)
         reports[strategy] = full_report(c, workdir / f"report_{strategy}", workdir / strategy)
     c = copy.deepcopy(base)
     c.conflict.mode = "compare"
     together = ",".join(str(workdir / f"report_{s}") for s in STRATEGIES)
     conflict.run(c, workdir / "compare", together, show=False)
-    trial = None
+    advised = None
     if config.conflict.trial and reports["naive"]["advice"]["decided"]:
-        trial = conflict_trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
-    text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, trial))
+        advised = trial.run(base, workdir / "trial", str(workdir / "report_naive" / "advice.json"))
+    text = "\n".join(tables(pathlib.Path(config.model.path).name or "random", reports, advised))
     write_text(workdir / "conflict_study.md", text)
     print(lines(text))
     return text
@@ -66,15 +67,15 @@ def full_report(config: ConfigDict, folder: pathlib.Path, checkpoint: pathlib.Pa
     return read(file)
 
 
-def tables(start: str, reports: Mapping[str, Any], trial: Mapping[str, Any] | None) -> list[str]:
+def tables(start: str, reports: Mapping[str, Any], advised: Mapping[str, Any] | None) -> list[str]:
     """Lines of conflict_study.md."""
-    lines = [f"# Conflict from {start}", ""]
+    lines = [f"# Conflict from {escaped(start)}", ""]
     for strategy, report in reports.items():
-        lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in words.verdict(report)), ""]
+        lines += [f"**{strategy}, in words**", "", *(f"- {text}" for text in verdicts.verdict(report)), ""]
     lines += gradients(reports)
     for strategy, report in reports.items():
         lines += ablated(strategy, report["ablation"])
-    lines += conflict_trial.report(dict(trial))[2:] if trial else ["The advice was not tried.", ""]
+    lines += trial.report(dict(advised))[2:] if advised else ["The advice was not tried.", ""]
     return lines
 
 

@@ -25,16 +25,15 @@ from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import jaxprefit
-from experiments import family_data, workdirs
-from experiments.checks import check
-from experiments.workdirs import owned
-from jaxprefit import cli
+from experiments.common import cli, family_data, workdirs
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from jaxprefit.data import sources
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.consistency import consistent
+from jaxprefit.data.pair_filter import consistent
 from jaxprefit.errors import UserError
-from jaxprefit.files import read_json, write_json
-from jaxprefit.terminal import plain, printable, progress_bar
+from jaxprefit.runtime.files import read_json, write_json
+from jaxprefit.runtime.terminal import plain, printable, progress_bar
 
 FILTER_VERSION = 1
 ROWS = "train.jsonl.xz"  # name of a source's file

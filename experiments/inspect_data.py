@@ -3,10 +3,10 @@ r"""What the data holds, and which rows of the pre-finetuning sources stand in a
 python -m experiments.inspect_data --config=configs/inspect_data.py --workdir=runs/inspection --config.data.root=DIR
 
 Over every source of data.*.sources and the test rows of every task of downstream.ner and downstream.tc: rows,
-duplicates, lengths in tokens of model.path's tokenizer, entity types or labels, rendered examples, and the exact and
-near overlap of each source with each test (jaxprefit/data/overlap.py says what counts). Writes WORKDIR/inspection.json
-and WORKDIR/inspection.md, which hold counts and no text. `prefinetune` leaves the overlapping rows out with
-data.drop_overlap=exact or near.
+duplicates, lengths in tokens of model.path's tokenizer and what is beyond data.*.max_length or downstream.max_length,
+entity types or labels, rendered examples, and the exact and near overlap of each source with each test
+(jaxprefit/data/overlap.py says what counts). Writes WORKDIR/inspection.json and WORKDIR/inspection.md, which hold
+counts and no text. `prefinetune` leaves the overlapping rows out with data.drop_overlap=exact or near.
 """
 
 import pathlib
@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import family_data, wiring
-from experiments.checks import check
-from experiments.tables import markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
+from experiments.common import cli, family_data, start
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
 from jaxprefit.data import overlap
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.filtering import all_texts, records
+from jaxprefit.data.overlap import all_texts, records
 from jaxprefit.data.statistics import Statistics
+from jaxprefit.encoder.cuts import sentence
 from jaxprefit.errors import UserError
 from jaxprefit.families import FAMILIES
-from jaxprefit.files import write_json, write_text
-from jaxprefit.terminal import plain, printable
+from jaxprefit.render.tables import markdown
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import plain, printable
 
 INSPECTION_VERSION = 1
 EXAMPLES = 2
@@ -48,14 +48,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     tests = family_data.test_sets(config, cache)
     if not any(given.values()) and not any(tests.values()):
         raise UserError("nothing to look at; name sources in data.ner.sources or tests in downstream.ner, say")
-    tokenizer = wiring.start_tokenizer(config, cache)
+    tokenizer = start.start_tokenizer(config, cache)
     console = Console(width=140)
     index = overlap.Index({t.name: all_texts(t) for ts in tests.values() for t in ts})
     held = np.zeros(len(index.texts), np.uint8)  # the level at which any source holds a text of the tests
     entries: dict[str, list[dict[str, Any]]] = {"sources": [], "tests": [], "overlap": []}
     for family, prepared in given.items():
         for source in prepared:
-            statistics = Statistics(tokenizer)
+            c = config.data[family]
+            prefixes = {"a": c.prefix_a, "b": c.prefix_b, "negative": c.prefix_b} if source.kind == "pairs" else {}
+            statistics = Statistics(tokenizer, c.max_length, prefixes)
             found = overlap.compare(statistics.watch(records(source)), index)
             held = np.maximum(held, found.tests)
             name = {"family": family, "source": source.name}
@@ -65,7 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             show(console, source, entries["sources"][-1])
     for family, prepared in tests.items():
         for test in prepared:
-            statistics = Statistics(tokenizer)
+            statistics = Statistics(tokenizer, config.downstream.max_length)
             for _ in statistics.watch(records(test)):
                 pass
             counts = {"overlap": _levels(held, index.member[:, index.names.index(test.name)])}
@@ -106,6 +108,9 @@ def show(console: Console, source: Prepared, entry: dict[str, Any]) -> None:
         f"{entry['tokens']:,} tokens; a text has {p['50']} (5 %: {p['5']}, 95 %: {p['95']}, longest: {p['100']})"
     )
     console.print(plain(source.name, "bold").append(about, "not bold"), highlight=False)
+    if entry["cuts"]["cut_texts"]:
+        longer = "windowed" if entry["kind"] == "text" else "cut"
+        console.print(f"  {sentence(entry['cuts'])} {longer} at max_length, {entry['max_length']}", highlight=False)
     if entry["types"]:
         top = ", ".join(f"{t} {n:,}" for t, n in [*entry["top_types"].items()][:TOP])
         more = ", ..." * (entry["types"] > TOP)

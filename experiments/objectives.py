@@ -19,16 +19,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import downstream, family_data, prefinetune, task_data
-from experiments.checks import check
-from experiments.tables import markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.averaging import averaged
-from jaxprefit.downstream import cells, significance
+from experiments.common import cli, family_data, prefinetuning, scoring, tasks
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
+from jaxprefit import significance
+from jaxprefit.downstream import cells
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.terminal import lines
+from jaxprefit.model import averaged
+from jaxprefit.render.tables import escaped, markdown
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import lines
+from jaxprefit.significance import spread
 
 OBJECTIVES_VERSION = 1
 
@@ -38,18 +39,18 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     """Runs what is not there yet, and returns what objectives.json holds."""
     check(config)
     config.data.cache = str(family_data.cache_folder(config, workdir))
-    families = [*dict.fromkeys(family for family, _ in task_data.task_sources(config))]
+    families = [*dict.fromkeys(family for family, _ in tasks.task_sources(config))]
     configs = {s: of_strategy(config, s) for s in ("none", *(f"individual_{f}" for f in families))}
     for c in configs.values():  # all of them before the first is trained
         check(c)
     shares = {strategy: start_share(config, strategy) for strategy in configs}
     trained, scores = {}, {}
     for strategy, c in configs.items():
-        trained[strategy] = prefinetune.run(c, workdir / strategy)
+        trained[strategy] = prefinetuning.run(c, workdir / strategy)
         model = jaxprefit.load(workdir / strategy)
         if share := shares[strategy]:
             model = averaged([jaxprefit.load(workdir / "none"), model], [share, 1 - share])
-        scores[strategy] = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
+        scores[strategy] = scoring.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
     none = {entry["task"]: entry for entry in scores["none"]["tasks"]}
     compared: list[dict[str, Any]] = []
     left_out = {t["task"]: t["notes"][0] for found in scores.values() for t in found["tasks"] if not t["averaged"]}
@@ -93,7 +94,7 @@ def of_strategy(config: ConfigDict, strategy: str) -> ConfigDict:
     family = strategy.removeprefix("individual_")
     if family in config.individual:
         c.optimizer.update({k: v for k, v in config.individual[family].items() if k != "start_share"})
-        for other in downstream.MAIN_SCORE:
+        for other in tasks.MAIN_SCORE:
             if other != family:
                 c.downstream[other] = ()
     return c
@@ -112,7 +113,7 @@ def compare(
     none: dict[str, Any], individual: dict[str, Any], none_dir: pathlib.Path, other_dir: pathlib.Path
 ) -> dict[str, Any]:
     """One task's entry: both starts, and the difference by a paired bootstrap over test rows and seeds."""
-    key = downstream.MAIN_SCORE[individual["family"]]
+    key = tasks.MAIN_SCORE[individual["family"]]
 
     def counts(entry: dict[str, Any], folder: pathlib.Path) -> np.ndarray:
         return np.asarray([cells.read(folder / file).counts for file in entry["cells"]])
@@ -130,12 +131,6 @@ def compare(
         "interval": [found.low, found.high],
         "p_value": found.p_value,
     }
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Mean, standard deviation (None of a single one) and the values themselves."""
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "deviation": deviation, "seeds": values}
 
 
 def of_family(entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,7 +151,7 @@ def of_family(entries: list[dict[str, Any]]) -> dict[str, Any]:
 def report(content: dict[str, Any]) -> list[str]:
     """Lines of objectives.md."""
     recipe, names = content["downstream"], {"ner": "strict span F1", "tc": "accuracy"}
-    lines = [f"# Pre-finetuning for one family, from {content['start']}", ""]
+    lines = [f"# Pre-finetuning for one family, from {escaped(content['start'])}", ""]
     lines += [
         f"Mode {recipe['mode']} (LoRA of equal shape, linear head), {recipe['fraction']:.0%} of the training rows, "
         f"{recipe['steps']} steps of {recipe['batch_size']} rows. Scores in percent: mean and standard deviation over "
@@ -176,7 +171,8 @@ def report(content: dict[str, Any]) -> list[str]:
         lines += [f"{beats} (last p: Wilcoxon's signed-rank test over tasks).", ""]
     lines += [f"- left out, as its score says nothing: {task}: {why}" for task, why in content["left_out"].items()]
     for cell in content["failed"]:
-        lines.append(f"- failed: {cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}")
+        what = f"{cell['strategy']}, {cell['task']} seed {cell['seed']}: {cell['reason']}"
+        lines.append(f"- failed: {escaped(what)}")
     return lines
 
 

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxprefit
-from experiments import conflict, downstream, family_data, prefinetune
-from experiments.workdirs import owned
-from jaxprefit import cli, html
-from jaxprefit.conflict import figures, page
-from jaxprefit.conflict import report as conflict_report
+from experiments import conflict
+from experiments.common import cli, family_data, prefinetuning, scoring
+from experiments.common.workdirs import owned
+from jaxprefit.conflict.report import document as conflict_report
+from jaxprefit.conflict.report import figures, page
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.terminal import printable
+from jaxprefit.render import html
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import printable
 
 SUMMARY_VERSION = 1
 STRATEGIES = ("none", "individual_ner", "individual_tc", "naive", "task_primary")
@@ -44,9 +45,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     for strategy in STRATEGIES:
         c = copy.deepcopy(config)
         c.strategy = strategy
-        trained = prefinetune.run(c, workdir / strategy)
+        trained = prefinetuning.run(c, workdir / strategy)
         model = jaxprefit.load(workdir / strategy)
-        scores = downstream.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
+        scores = scoring.score_model(c, workdir / strategy / "downstream", model, str(workdir / strategy))
         results[strategy] = {
             "held_out_loss": {f: s["end"]["loss"] for f, s in trained["held_out"].items()},
             "ner_f1": scores["average"]["ner"],

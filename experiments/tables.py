@@ -13,13 +13,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.conflict import report as conflict_report
+from experiments.common import cli
+from experiments.common.workdirs import owned
+from jaxprefit.conflict.report import document as conflict_report
 from jaxprefit.errors import UserError
-from jaxprefit.files import read_json, write_json, write_text
-from jaxprefit.paths import user_path
-from jaxprefit.terminal import lines, printable
+from jaxprefit.render.tables import markdown
+from jaxprefit.runtime.files import read_json, write_json, write_text
+from jaxprefit.runtime.paths import user_path
+from jaxprefit.runtime.terminal import lines
 
 ORDER = (
     "none", "individual_ner", "individual_tc", "individual_mlm", "naive", "task_primary", "shared_lora", "frozen_lora",
@@ -188,16 +189,6 @@ def conflicts(contents: list[dict[str, Any]]) -> list[str]:
 
 
 TABLES = {"summary": losses, "scores": scores, "conflict": conflicts}
-
-
-def markdown(title: str, header: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a titled Markdown table. Whatever a cell or the title holds, it is one cell, and no HTML."""
-    table = [map(_cell, header), ["---"] * len(header), *(map(_cell, row) for row in rows)]
-    return [f"**{_cell(title)}**", "", *("| " + " | ".join(line) + " |" for line in table), ""]
-
-
-def _cell(text: str) -> str:
-    return printable(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _spread(seeds: list[dict[str, float]], key: str) -> str:

@@ -22,17 +22,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments import family_data, prefinetune
-from experiments.checks import check
-from experiments.tables import markdown
-from experiments.workdirs import owned
-from jaxprefit import cli
-from jaxprefit.data.vocabulary import train_wordpiece
-from jaxprefit.distributed import FLAG, first, first_alone, joined
+from experiments.common import cli, family_data, prefinetuning
+from experiments.common.checks import check
+from experiments.common.workdirs import owned
+from jaxprefit.data.wordpiece import train_wordpiece
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json, write_text
-from jaxprefit.loading import Model
-from jaxprefit.terminal import printable
+from jaxprefit.model import Model
+from jaxprefit.render.tables import markdown
+from jaxprefit.runtime.distributed import FLAG, first, first_alone, joined
+from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.terminal import printable
 
 SUMMARY_VERSION = 1
 STRATEGY = "individual_mlm"
@@ -57,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
     if not (config.model.path or config.model.vocab_path):
         with first_alone("vocabulary"):
             config.model.vocab_path = str(vocabulary(config, family_data.cache_folder(config, workdir)))
-    trained = prefinetune.run(config, workdir)
+    trained = prefinetuning.run(config, workdir)
     model = jaxprefit.load(workdir)  # by all processes, which read a checkpoint together
     with first_alone("encoder"):
         return export(model, trained, config, workdir) if first() else {}

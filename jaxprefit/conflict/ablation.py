@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit.downstream.significance import holm, mean_difference
+from jaxprefit.significance import holm, mean_difference
 
 LEVEL = 0.95
 PLAIN = "plain"

@@ -9,9 +9,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxprefit import lora
-from jaxprefit.conflict.report import bounds, signed
-from jaxprefit.encoder import LINEAR_MAPS, EncoderConfig
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.transformer import LINEAR_MAPS, EncoderConfig
+from jaxprefit.render.tables import bounds, signed
 
 
 def advise(

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit.conflict import gram, noise
+from jaxprefit import gram
+from jaxprefit.conflict import noise
 from jaxprefit.conflict.describe import describe, number, verdicts
+from jaxprefit.conflict.inner_products import expected
 from jaxprefit.conflict.probe import Grams
-from jaxprefit.conflict.products import expected
 
 KINDS = ("query", "key", "value", "attention_output", "intermediate", "output")
 

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprefit import significance
 from jaxprefit.conflict import measures
-from jaxprefit.conflict.gram import Flat
+from jaxprefit.gram import Flat
 
 Loss = Callable[[dict[str, jax.Array]], jax.Array]
 """Parameters by path -> a scalar."""
@@ -98,7 +99,7 @@ def tragic_triad(
     cosine, and of l - xi L over the batches. How the sizes differ, and xi, are taken as `gram` has them.
     """
     similarity, bound = (m(gram)[0, 1] for m in (measures.magnitude_similarity, measures.curvature_bound))
-    _, low, high, _ = measures.mean_interval(curvature - bound * lipschitz)
+    _, low, high, _ = significance.mean_interval(curvature - bound * lipschitz)
 
     def above(low: float, high: float, threshold: float) -> bool | None:
         if not np.isfinite([low, high, threshold]).all() or low < threshold <= high:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxprefit import significance
 from jaxprefit.conflict import measures, noise
+from jaxprefit.conflict.inner_products import expected as expected_gram
 from jaxprefit.conflict.probe import Grams
-from jaxprefit.conflict.products import expected as expected_gram
-from jaxprefit.downstream.significance import holm
+from jaxprefit.significance import holm
 
 
 def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def describe(grams: Grams, i: int = 0, j: int = 1) -> dict[str, Any]:
     return {
         "batches": grams.batches,
         "cosine": number(raw.mean()),
-        "cosine_interval": [number(b) for b in measures.bootstrap_mean(raw)],
+        "cosine_interval": [number(b) for b in significance.bootstrap_mean(raw)],
         "cosine_within": [number(measures.cosine_within(rounds)[:, f].mean()) for f in (i, j)],
         "corrected_cosine": number(corrected.value),
         "corrected_interval": [number(corrected.low), number(corrected.high)],

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxprefit.conflict.curvature import dot, hessian_vector
-from jaxprefit.conflict.gram import Flat
+from jaxprefit.gram import Flat
 
 Loss = Callable[[str, Mapping[str, jax.Array], Any], jax.Array]
 """(family, parameters by path, batch) -> its loss, a scalar, without dropout."""

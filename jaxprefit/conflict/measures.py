@@ -8,10 +8,6 @@ NaN is undefined (a zero gradient), which is not the same as zero.
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.stats
-
-RESAMPLES = 1000
-LEVEL = 0.95
 
 
 def batch_grams(rounds: np.ndarray) -> np.ndarray:
@@ -117,23 +113,6 @@ def conflicting_share(inner: np.ndarray, absolute: np.ndarray) -> np.ndarray:
     One half for unrelated gradients. Sign conflicts: Yadav et al., arXiv 2306.01708; weighted by what they move.
     """
     return (1 - _ratio(inner, absolute)) / 2
-
-
-def bootstrap_mean(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [N] at LEVEL; NaN where one is undefined."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def mean_interval(x: np.ndarray) -> tuple[float, float, float, float]:
-    """(mean, low, high, two-sided p of mean 0) by Student's t over values [n]; NaN for fewer than two."""
-    if len(x) < 2 or not np.isfinite(x).all():
-        return (float("nan"),) * 4
-    mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * error
-    p = 2 * float(scipy.stats.t.sf(abs(mean) / error, len(x) - 1)) if error > 0 else float(mean == 0)
-    return mean, mean - half, mean + half, p
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtri, stdtr
 
-from jaxprefit.conflict.products import RESOLVED, UNIT, Products, products
+from jaxprefit.conflict.inner_products import RESOLVED, UNIT, Products, products
 
 ALPHA = 0.05
 """Level of a verdict: the chance of any false one over the blocks of a grouping, of either sign."""

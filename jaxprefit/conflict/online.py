@@ -16,11 +16,10 @@ import scipy.stats
 
 from jaxprefit.conflict.blocks import ordered
 from jaxprefit.conflict.describe import number
-from jaxprefit.conflict.gram import regroup
-from jaxprefit.conflict.measures import LEVEL, mean_interval
-from jaxprefit.downstream.significance import holm
 from jaxprefit.errors import UserError
-from jaxprefit.loop import lines_up_to
+from jaxprefit.gram import regroup
+from jaxprefit.runtime.files import lines_up_to
+from jaxprefit.significance import LEVEL, holm, mean_interval
 
 
 class Logged(NamedTuple):

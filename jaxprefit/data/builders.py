@@ -23,15 +23,11 @@ from typing import Any, SupportsIndex
 
 import tensorflow_datasets as tfds
 
-from jaxprefit.data.origins import Rows, Source, as_text, as_user_error, locate
-from jaxprefit.data.records import (
-    Kind,
-    Record,
-    check_settings,
-    entity_types,
-)
+from jaxprefit.data.backends import Rows, Source, as_text, as_user_error, locate
+from jaxprefit.data.records import Kind, Record, check_settings
+from jaxprefit.data.records.tags import entity_types
 from jaxprefit.errors import UserError
-from jaxprefit.paths import user_path
+from jaxprefit.runtime.paths import user_path
 
 FORMAT_VERSION = 3  # raise it when what is written changes, so that old caches are left alone
 

@@ -9,9 +9,9 @@ import json
 import os
 from collections.abc import Collection
 
-from jaxprefit.data.tags import canonical
+from jaxprefit.data.records.tags import canonical
 from jaxprefit.errors import UserError
-from jaxprefit.paths import user_path
+from jaxprefit.runtime.paths import user_path
 
 
 def read_names(file: str | os.PathLike, source: str, types: Collection[str]) -> dict[str, str]:

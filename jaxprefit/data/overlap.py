@@ -8,14 +8,22 @@ counts, and a pair of similarity s is found with probability 1 - (1 - s^ROWS)^BA
 A test sentence inside a much longer text is not found. No randomness: the hashes come from SEED.
 """
 
+import functools
+import hashlib
 import itertools
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxprefit.data import overlap
+from jaxprefit.data.builders import Prepared
+from jaxprefit.runtime.files import whole_file
 
 GRAM = 5  # bytes of the normalised text; fits a 64-bit number, so grams are compared exactly
 BANDS, ROWS = 16, 4
@@ -183,3 +191,41 @@ def _mixed(values: np.ndarray) -> np.ndarray:
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
     return values ^ (values >> np.uint64(31))
+
+
+LEVELS = {"exact": overlap.EXACT, "near": overlap.NEAR}
+
+
+class OverlapFilter:
+    """Finds the rows that overlap no row of `tests` at `level` ("exact", or "near", which includes exact)."""
+
+    def __init__(self, tests: Sequence[Prepared], level: str, cache: Path) -> None:
+        self.tests, self.level, self.cache = tests, level, cache
+
+    @functools.cached_property
+    def index(self) -> overlap.Index:
+        """Of the tests' texts; built only when some source is not in the cache."""
+        return overlap.Index({t.directory.name: all_texts(t) for t in self.tests})
+
+    def kept(self, source: Prepared) -> np.ndarray:
+        """Numbers of the rows to keep, ascending [n] int64."""
+        identity = [overlap.VERSION, overlap.PARAMETERS, self.level, *sorted(t.directory.name for t in self.tests)]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        file = self.cache / "overlap" / f"{source.directory.name}-{digest}.npy"
+        if not file.exists():
+            found = overlap.compare(records(source), self.index).rows
+            keep = (found < LEVELS[self.level]).all(1)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(file) as whole, whole.open("wb") as f:
+                np.save(f, np.flatnonzero(keep))
+        return np.load(file)
+
+
+def records(source: Prepared) -> Iterator[dict[str, Any]]:
+    """All records in their order."""
+    return (source[i] for i in range(len(source)))
+
+
+def all_texts(source: Prepared) -> Iterator[str]:
+    """The texts of all records."""
+    return (text for record in records(source) for text in overlap.texts_of(record))

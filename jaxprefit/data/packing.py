@@ -36,6 +36,14 @@ class Layout:
         """Tokens in a batch, padding included."""
         return self.rows * self.length
 
+    def room(self, longest: int) -> int:
+        """Number of texts of at most `longest` tokens that always fit together into an empty batch.
+
+        A text finds no row only where each row holds as many texts as this counts for it: a row with fewer has
+        `longest` tokens left. So `pack` places any so many texts, whatever their sizes and order.
+        """
+        return self.rows * min(self.length // longest, self.per_row)
+
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
@@ -99,7 +107,9 @@ def pack(sizes: Sequence[Sequence[int]], layout: Layout) -> tuple[list[int], Pac
 
 
 def packed(sizes: Sequence[int], layout: Layout) -> Iterator[Placed]:
-    """All texts, each once, in batches of one shape."""
+    """All texts, each once, in batches of one shape. Raises ValueError for a text longer than a row."""
+    if max(sizes, default=0) > layout.length:
+        raise ValueError(f"a text of {max(sizes)} tokens fits no row of {layout.length}")
     left = list(range(len(sizes)))
     while left:
         # Large texts of a window first, small ones fill the gaps; what finds no place leads the next window.
@@ -107,3 +117,11 @@ def packed(sizes: Sequence[int], layout: Layout) -> Iterator[Placed]:
         done, packing = pack([[sizes[i]] for i in window], layout)
         yield [window[i] for i in done], packing
         left = sorted({*window} - {window[i] for i in done}) + left[layout.slots :]
+
+
+ROW_LENGTH = 64  # tokens; shorter rows fill badly, longer ones spend more on attention
+
+
+def row_length(max_length: int) -> int:
+    """Tokens in a packed row for texts of at most `max_length`."""
+    return max(ROW_LENGTH, -(-max_length // 16) * 16)

@@ -27,19 +27,19 @@ import json
 import logging
 import os
 import pathlib
-import tempfile
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import rich.progress
 
-from jaxprefit.data import addresses, builders, origins, synthetic
+from jaxprefit.data import addresses, backends, builders, synthetic
 from jaxprefit.data.names import read_names
 from jaxprefit.data.records import KINDS
 from jaxprefit.errors import UserError
-from jaxprefit.paths import user_path
-from jaxprefit.terminal import printable, progress_bar
+from jaxprefit.runtime.files import whole_file
+from jaxprefit.runtime.paths import user_path
+from jaxprefit.runtime.terminal import printable, progress_bar
 
 _log = logging.getLogger(__name__)
 MAX_SEED = 2**32 - 1  # what JAX and NumPy both take as it stands: a key of JAX has the seed's last 32 bits
@@ -98,7 +98,7 @@ def has_development_rows(text: str, kind: str, root: str) -> bool:
     if address.startswith("generated:"):
         return "split" not in options
     folder = pathlib.Path(_under(root, address))
-    return "split" not in options and folder.is_dir() and origins.has_split(folder, "dev")
+    return "split" not in options and folder.is_dir() and backends.has_split(folder, "dev")
 
 
 def check_different(naming: str, texts: Iterable[str], root: str) -> None:
@@ -190,9 +190,8 @@ def _generated(
     file = user_path(cache) / f"{name}_{hashlib.sha256(lines).hexdigest()[:16]}.jsonl"
     if not file.exists() or file.read_bytes() != lines:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as f:
-            f.write(lines)
-        os.replace(f.name, file)
+        with whole_file(file) as whole:
+            whole.write_bytes(lines)
     return builders.prepare(builders.Source(name=name, kind=kind, path=str(file)), cache)
 
 

@@ -1,4 +1,4 @@
-"""What one source holds: rows, duplicates, lengths in tokens, entity types or labels."""
+"""What one source holds: rows, duplicates, lengths in tokens and what is beyond a limit, entity types or labels."""
 
 import collections
 import hashlib
@@ -9,6 +9,8 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.overlap import normalise, texts_of
+from jaxprefit.encoder.cuts import Cuts
+from jaxprefit.encoder.tokenization import record_cuts
 
 PERCENTILES = (5, 50, 95, 99, 100)
 BATCH = 1024  # texts tokenised at once
@@ -17,8 +19,12 @@ BATCH = 1024  # texts tokenised at once
 class Statistics:
     """Counts what passes through `watch`."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, max_length: int, prefixes: Mapping[str, str] | None = None
+    ) -> None:
+        """`max_length` in tokens and `prefixes` of texts, by their field, are those that the rows are encoded with."""
+        self.tokenizer, self.max_length, self.prefixes = tokenizer, max_length, prefixes or {}
+        self.cuts = Cuts()
         self.rows = 0
         self.duplicates = 0  # rows whose normalised texts an earlier row has
         self.types: collections.Counter[str] = collections.Counter()  # entities of a type, or rows of a label
@@ -38,6 +44,7 @@ class Statistics:
         key = hashlib.blake2b("\n".join(map(normalise, texts)).encode(), digest_size=16).digest()
         self.duplicates += key in self._seen
         self._seen.add(key)
+        self.cuts = self.cuts.plus(record_cuts(self.tokenizer, record, self.max_length, self.prefixes))
         self.types.update(tag[2:] for tag in record.get("tags", ()) if tag.startswith("B-"))
         self.types.update([record["label"]] if "label" in record else ())
         self._waiting += texts
@@ -59,6 +66,8 @@ class Statistics:
             "texts": len(self._lengths),
             "tokens": int(lengths.sum()),
             "length_percentiles": {str(p): int(v) for p, v in zip(PERCENTILES, at)},
+            "max_length": self.max_length,
+            "cuts": self.cuts.report(),
             "types": len(self.types),
             "top_types": dict(sorted(self.types.items(), key=lambda item: (-item[1], item[0]))[:20]),
         }

@@ -10,13 +10,7 @@ import numpy as np
 
 from jaxprefit.data.packing import Layout, Placed, pack
 
-ROW_LENGTH = 64  # tokens; shorter rows fill badly, longer ones spend more on attention
 TEST_ROWS = 32  # of a packed batch of predictions
-
-
-def row_length(max_length: int) -> int:
-    """Tokens in a packed row for texts of at most `max_length`."""
-    return max(ROW_LENGTH, -(-max_length // 16) * 16)
 
 
 def epochs(rows: int, batch_size: int, steps: int, seed: int) -> Iterator[list[int]]:

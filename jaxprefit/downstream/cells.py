@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit.downstream import significance
+from jaxprefit import significance
 from jaxprefit.downstream.evaluate import score, strict_scores
-from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData
+from jaxprefit.downstream.finetune import Finetuned, Predictions, TaskData, cuts_of, encoded
 from jaxprefit.errors import UserError
-from jaxprefit.files import write_json
+from jaxprefit.runtime.files import write_json
 
 CELL_VERSION = 2
 NAME_BYTES = 120  # of a task in a file's name; file systems allow 255 for all of it
@@ -36,6 +36,7 @@ class Cell:
     labels: tuple[str, ...]
     predictions: Predictions  # indices into labels, per test row
     counts: list[list[int]]  # per test row, what `significance.paired_bootstrap` takes: [N, 3] of NER, [N, 2] of TC
+    cuts: dict[str, dict[str, int]] | None = None  # reports of `Finetuned.cuts`; None in cells of before they were kept
 
 
 def file_name(task: str, seed: int, digest: str) -> str:
@@ -54,7 +55,7 @@ def make(data: TaskData, seed: int, found: Finetuned) -> Cell | UserError:
         return predictions
     return Cell(
         data.name, data.family, seed, found.train_rows, found.unseen, scores(data, predictions), data.task.labels,
-        predictions, counts(data, predictions).tolist(),
+        predictions, counts(data, predictions).tolist(), {rows: cuts.report() for rows, cuts in found.cuts.items()},
     )  # fmt: skip
 
 
@@ -71,6 +72,11 @@ def counts(data: TaskData, predictions: Predictions) -> np.ndarray:
         tags = [[labels[c] for c in classes] for classes in predictions]
         return significance.span_counts([r["tags"] for r in rows], tags)
     return significance.label_counts([r["label"] for r in rows], [labels[c] for (c,) in predictions])
+
+
+def cuts(data: TaskData, cell: Cell) -> dict[str, dict[str, int]]:
+    """What was beyond max_length, as reports by 'train' and 'test'; the test's alone of a cell that did not keep it."""
+    return cell.cuts or {"test": cuts_of(encoded(data.task, data.test)).report()}
 
 
 def write(file: pathlib.Path, cell: Cell) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from jaxprefit.downstream.significance import f1, span_counts
+from jaxprefit.significance import f1, span_counts
 
 
 def score(

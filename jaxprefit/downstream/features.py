@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxprefit.data.packing import Layout, Packing, packed
 from jaxprefit.downstream.batches import TEST_ROWS
-from jaxprefit.encoder import Encoder, EncoderConfig
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig
 
 
 class Features:

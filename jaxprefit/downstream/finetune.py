@@ -1,21 +1,23 @@
 """Fine-tuning one task on a loaded model, all seeds at once, on the families' touch tables and optimizer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxprefit import lora, optim, train
-from jaxprefit.data.mixture import Rows
-from jaxprefit.data.packing import Layout, packed
-from jaxprefit.downstream import batches, rows, seeds
+from jaxprefit.data.packing import Layout, packed, row_length
+from jaxprefit.data.rows import Rows
+from jaxprefit.downstream import batches, finetune_step, sampling
 from jaxprefit.downstream.features import Features
 from jaxprefit.downstream.tasks import Task
+from jaxprefit.encoder import lora
+from jaxprefit.encoder.cuts import Cuts
 from jaxprefit.errors import UserError
-from jaxprefit.loading import Model
+from jaxprefit.model import Model
 from jaxprefit.strategies import Strategy
+from jaxprefit.training import optim, train_step
 
 _HEAD = ("head/task", ("task",))
 _ADAPTER = (("lora/*/scale", ()), ("backbone", ()), ("lora/task", ("task",)), _HEAD)
@@ -95,16 +97,17 @@ class Finetuned:
     predictions: dict[int, Predictions | UserError]  # by seed; the reason where the seed's loss was not finite
     train_rows: int  # trained on
     unseen: tuple[str, ...]  # classes of the head that none of those rows has
+    cuts: dict[str, Cuts]  # what was beyond max_length, in the rows trained on ('train') and scored ('test')
 
 
 def training_rows(data: TaskData, cfg: FinetuneConfig) -> np.ndarray:
     """Indices of the training rows that the recipe uses."""
     if cfg.shots:
-        return rows.shots([data.train[i] for i in range(len(data.train))], cfg.shots)
-    return rows.subset(len(data.train), cfg.fraction, cfg.limit)
+        return sampling.shots([data.train[i] for i in range(len(data.train))], cfg.shots)
+    return sampling.subset(len(data.train), cfg.fraction, cfg.limit)
 
 
-def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, key: jax.Array) -> train.Params:
+def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, key: jax.Array) -> train_step.Params:
     """The trees that a task starts from.
 
     In mode adapter the family's adapter where the model has one, else a fresh one of shape `spec`, so that all
@@ -112,7 +115,7 @@ def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, k
     """
     adapter = model.adapters.get(data.family)
     head_key, lora_key = jax.random.split(key)
-    params: train.Params = {
+    params: train_step.Params = {
         "backbone": model.backbone,
         "head": {"task": data.task.init_head(head_key, model.pretrained)},
     }
@@ -127,7 +130,7 @@ def start_params(model: Model, data: TaskData, spec: lora.LoraSpec, mode: str, k
     return params
 
 
-def frozen_layers(params: train.Params, mode: str, layers: int) -> int | None:
+def frozen_layers(params: train_step.Params, mode: str, layers: int) -> int | None:
     """How many layers lie below all that is trained; None where even the embeddings are."""
     if mode == "full":
         return None
@@ -150,22 +153,23 @@ def finetune(
     """
     examples = [data.task.encode_record(data.train[int(i)]) for i in training_rows(data, cfg)]
     if not examples:
-        raise UserError(f"task '{data.name}': no training row fits downstream.shots, {cfg.shots}; take more shots")
+        reason = f"fits downstream.shots, {cfg.shots}; take more shots" if cfg.shots else "is left; give it more rows"
+        raise UserError(f"task '{data.name}': no training row {reason}")
     keys = [jax.random.split(jax.random.key(seed)) for seed in chosen]  # of the start, of dropout
     starts = [start_params(model, data, spec, cfg.mode, key) for key, _ in keys]
     layer = frozen_layers(starts[0], cfg.mode, model.config.num_layers)
-    recipe = seeds.Recipe(model.config, layer, type(data.task), MODES[cfg.mode], cfg.optimizer, spec.dropout)
+    recipe = finetune_step.Recipe(model.config, layer, type(data.task), MODES[cfg.mode], cfg.optimizer, spec.dropout)
     backbone = {} if layer is None else jax.device_put(starts[0]["backbone"])
-    state = seeds.init(recipe, [seeds.trained_part(start, recipe.strategy) for start in starts])
-    length = batches.row_length(data.task.max_length)
+    state = finetune_step.init(recipe, [finetune_step.trained_part(start, recipe.strategy) for start in starts])
+    length = row_length(data.task.max_length)
     ids = [e["ids"] for e in examples]
     features = Features(model.config, backbone, layer, ids, length, cfg.cache_mb * 2**20)
 
-    step, dropout_keys = seeds.make_step(recipe), jax.numpy.stack([key for _, key in keys])
+    step, dropout_keys = finetune_step.make_step(recipe), jax.numpy.stack([key for _, key in keys])
     orders = [batches.epochs(len(examples), cfg.batch_size, cfg.steps, seed) for seed in chosen]
     for number, texts in enumerate(zip(*orders), start=1):
         placed = batches.fit(texts, [len(i) for i in ids], length)
-        batch = [seeds.collate(data.task, examples, features, *one) for one in placed]
+        batch = [finetune_step.collate(data.task, examples, features, *one) for one in placed]
         state, losses = step(backbone, state, dropout_keys, jax.tree.map(lambda *x: np.stack(x), *batch))
         on_step(number)
 
@@ -174,18 +178,29 @@ def finetune(
     for seed, loss, found in zip(chosen, np.asarray(losses), predictions):
         reason = f"task '{data.name}': the loss is {loss} after {cfg.steps} steps; lower the learning rates"
         outcomes[seed] = found if np.isfinite(loss) else UserError(reason)
-    return Finetuned(outcomes, len(examples), unseen(data.task, examples))
+    cuts = {"train": cuts_of(examples), "test": cuts_of(encoded(data.task, data.test))}
+    return Finetuned(outcomes, len(examples), unseen(data.task, examples), cuts)
+
+
+def encoded(task: Task, data: Rows) -> list[dict[str, Any]]:
+    """All rows, encoded by the task, in their order."""
+    return [task.encode_record(data[i]) for i in range(len(data))]
+
+
+def cuts_of(examples: Iterable[Mapping[str, Any]]) -> Cuts:
+    """What of encoded rows was beyond max_length."""
+    return Cuts.total(e["cuts"] for e in examples)
 
 
 def predict(
-    recipe: seeds.Recipe, backbone: Mapping, flat: Mapping[str, jax.Array], data: TaskData, length: int
+    recipe: finetune_step.Recipe, backbone: Mapping, flat: Mapping[str, jax.Array], data: TaskData, length: int
 ) -> list[Predictions]:
     """Predictions of every seed on the test rows, in their order; what is frozen is computed once for all seeds."""
-    examples = [data.task.encode_record(data.test[i]) for i in range(len(data.test))]
+    examples = encoded(data.task, data.test)
     ids = [e["ids"] for e in examples]
     features = Features(recipe.encoder, backbone, recipe.layer, ids, length, limit=0)
     layout = Layout.of(batches.TEST_ROWS, length)
-    classes_of = seeds.make_predict(recipe, layout.per_row)
+    classes_of = finetune_step.make_predict(recipe, layout.per_row)
     number = len(jax.tree.leaves(flat)[0])
     out: list[Predictions] = [[[]] * len(examples) for _ in range(number)]
     for texts, packing in packed([len(i) for i in ids], layout):

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxprefit import lora
-from jaxprefit.downstream import batches, rows
+from jaxprefit.data import packing
+from jaxprefit.downstream import sampling
 from jaxprefit.downstream.features import Features
-from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData
+from jaxprefit.downstream.finetune import FinetuneConfig, Finetuned, Predictions, TaskData, cuts_of, encoded
+from jaxprefit.encoder import lora
 from jaxprefit.errors import UserError
-from jaxprefit.loading import Model
+from jaxprefit.model import Model
 
 TEXTS = 1024  # whose token vectors are in memory at a time
 
@@ -34,7 +35,7 @@ def classify(
 
     train = [data.train[i] for i in range(len(data.train))]
     labels = [record["label"] for record in train]
-    chosen = [rows.mteb_draw(labels, cfg.shots, draw) for draw in draws]
+    chosen = [sampling.mteb_draw(labels, cfg.shots, draw) for draw in draws]
     drawn = sorted({int(i) for indices in chosen for i in indices})
     place = {i: n for n, i in enumerate(drawn)}
     known = text_vectors(model, data, [train[i] for i in drawn])
@@ -42,7 +43,7 @@ def classify(
     number = {label: i for i, label in enumerate(data.task.labels)}
     found: dict[int, Predictions | UserError] = {}
     for n, (draw, indices) in enumerate(zip(draws, chosen), start=1):
-        regression = sklearn.linear_model.LogisticRegression(max_iter=100, random_state=rows.MTEB_SEED)
+        regression = sklearn.linear_model.LogisticRegression(max_iter=100, random_state=sampling.MTEB_SEED)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", sklearn.exceptions.ConvergenceWarning)  # 100 iterations are the protocol
             try:
@@ -52,7 +53,12 @@ def classify(
                 found[draw] = UserError(f"task '{data.name}': {str(error).splitlines()[0]}")
         on_step(n)
     present = {labels[i] for i in chosen[0]}
-    return Finetuned(found, len(chosen[0]), tuple(label for label in data.task.labels if label not in present))
+    unseen = tuple(label for label in data.task.labels if label not in present)
+    cuts = {
+        "train": cuts_of(data.task.encode_record(train[int(i)]) for i in chosen[0]),
+        "test": cuts_of(encoded(data.task, data.test)),
+    }
+    return Finetuned(found, len(chosen[0]), unseen, cuts)
 
 
 def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]) -> np.ndarray:
@@ -61,7 +67,7 @@ def text_vectors(model: Model, data: TaskData, records: Sequence[dict[str, Any]]
     adapter = model.adapters.get(data.family)
     backbone = lora.merge(model.backbone, adapter) if adapter else model.backbone
     ids = [data.task.encode_record(record)["ids"] for record in records]
-    length = batches.row_length(data.task.max_length)
+    length = packing.row_length(data.task.max_length)
     out = np.empty((len(ids), model.config.hidden_size), np.float32)
     for begin in range(0, len(ids), TEXTS):
         part = ids[begin : begin + TEXTS]

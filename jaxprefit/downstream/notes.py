@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxprefit.downstream.cells import Cell
+from jaxprefit.downstream.cells import Cell, cuts
 from jaxprefit.downstream.finetune import TaskData
+from jaxprefit.encoder.cuts import share
+
+CUT_TOLD = 0.05  # share of a test's entities beyond max_length that is told
 
 
 def says_nothing(data: TaskData, cell: Cell) -> list[str]:
@@ -22,9 +25,16 @@ def says_nothing(data: TaskData, cell: Cell) -> list[str]:
 
 
 def of_scores(data: TaskData, cell: Cell, mean: Mapping[str, float]) -> list[str]:
-    """Classes that nothing was learned of, a test of one label, a lenient F1 below the strict one."""
+    """Classes that nothing was learned of, entities that were cut, a test of one label, a lenient F1 below the strict
+    one."""
     if data.task.kind == "ner":
         notes = _unlearned("entity types", _types(cell.unseen), len(_types(cell.labels)))
+        test = cuts(data, cell)["test"]
+        if (cut := share(test, "entities")) > CUT_TOLD:
+            notes.append(
+                f"{100 * cut:.1f} % of the entities, {test['cut_entities']:,} of {test['entities']:,}, are beyond "
+                f"downstream.max_length, {data.task.max_length}, and count as missed; take a larger one"
+            )
         if mean["f1_lenient"] < mean["f1"]:
             notes.append("the lenient F1 is the lower one: ill-formed tags, once repaired, are mostly wrong entities")
         return notes

@@ -16,12 +16,12 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_text, encode_words
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import pool_segments
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import counted_text, counted_words
+from jaxprefit.encoder.transformer import pool_segments
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode
-from jaxprefit.pretrained import Pretrained
 
 IGNORE = -1
 
@@ -50,7 +50,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def encode_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """One record, tokenised: 'ids' [n] int32, and what `places` and `read` need."""
+        """One record, tokenised: 'ids' [n] int32, 'cuts' (`data.cuts.Cuts`), and what `places` and `read` need."""
 
     @abc.abstractmethod
     def places(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> np.ndarray:
@@ -106,18 +106,20 @@ class TaggingTask(Task):
         return ("O", *(f"{letter}-{t}" for t in types for letter in "BI"))
 
     def encode_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        ids, first = encode_words(self.tokenizer, record["tokens"], self.max_length)
+        ids, first, cuts = counted_words(self.tokenizer, record["tokens"], record["tags"], self.max_length)
         labels = np.full(len(ids), IGNORE, np.int32)
         index = {tag: i for i, tag in enumerate(self.labels)}
         labels[first] = [index[tag] for tag in record["tags"][: len(first)]]
-        return {"ids": ids, "labels": labels, "first": np.asarray(first, int), "words": len(record["tags"])}
+        places = {"first": np.asarray(first, int), "words": len(record["tags"])}
+        return {"ids": ids, "labels": labels, "cuts": cuts, **places}
 
     def places(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> np.ndarray:
         return packing.lay([e["labels"] for e in examples], IGNORE)
 
     def read(self, classes: np.ndarray, example: Mapping[str, Any], packing: Packing, text: int) -> list[int]:
         found = classes[packing.row[text], packing.offset[text] + example["first"]].tolist()
-        return found + [0] * (example["words"] - len(found))  # words past max_length are O
+        # Words past max_length are O, so that an entity there counts as missed: the test's entities are all counted.
+        return found + [0] * (example["words"] - len(found))
 
     @staticmethod
     def vectors(hidden: jax.Array, segments: jax.Array, per_row: int) -> jax.Array:
@@ -134,8 +136,8 @@ class LabellingTask(Task):
         return tuple(types)
 
     def encode_record(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        ids = encode_text(self.tokenizer, record["text"], self.max_length)
-        return {"ids": ids, "labels": self.labels.index(record["label"])}
+        ids, cuts = counted_text(self.tokenizer, record["text"], self.max_length)
+        return {"ids": ids, "labels": self.labels.index(record["label"]), "cuts": cuts}
 
     def places(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> np.ndarray:
         labels = np.full((packing.layout.rows, packing.layout.per_row), IGNORE, np.int32)

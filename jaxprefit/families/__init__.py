@@ -1,9 +1,9 @@
 """Task families, by name."""
 
 from jaxprefit.families.base import Family, useful_tokens
-from jaxprefit.families.classification import ClassificationFamily
 from jaxprefit.families.mlm import MlmFamily
 from jaxprefit.families.ner import NerFamily
+from jaxprefit.families.tc_contrastive import ClassificationFamily
 
 FAMILIES: dict[str, type[Family]] = {f.name: f for f in (NerFamily, ClassificationFamily, MlmFamily)}
 

@@ -14,7 +14,7 @@ import tokenizers
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.packing import Packing
-from jaxprefit.pretrained import Pretrained
+from jaxprefit.encoder.huggingface import Pretrained
 
 Batch = Mapping[str, np.ndarray]
 
@@ -53,6 +53,8 @@ class Family(abc.ABC):
 
     name: ClassVar[str]
     kind: ClassVar[str]  # of the records it reads, a key of data.records.KINDS
+    max_length: int  # tokens of a text
+    windows: ClassVar[bool] = False  # whether a longer text gives a window of it, drawn anew each time; else it is cut
     constants: tuple[str, ...] = ()  # leaves of the head that are computed once and never trained
     # Subtrees of the head that are encoders, trained at the backbone's learning rate.
     encoders: tuple[str, ...] = ()
@@ -74,13 +76,19 @@ class Family(abc.ABC):
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         """The head's parameter tree for the encoder `start`."""
 
+    @property
+    def texts_per_example(self) -> int:
+        """Most texts of one example, which stand in a batch together."""
+        return 1
+
     def describe(self) -> dict[str, Any]:
         """What a checkpoint says of the family, as JSON; two families with equal descriptions share a head."""
         return {}
 
     @abc.abstractmethod
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        """One record of the source named `source`, tokenised; 'texts' holds the ids [n] of each of its texts."""
+        """One record of the source named `source`, tokenised; 'texts' holds the ids [n] of each of its texts, 'cuts'
+        (`data.cuts.Cuts`) what of them is beyond `max_length`."""
 
     def draw(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """What is drawn anew each time an encoded record is seen, such as a mask; by default nothing."""

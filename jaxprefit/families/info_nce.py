@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprefit.encoder import unit
+from jaxprefit.encoder.transformer import unit
 
 MAX_SCALE = 100.0  # of the logits, 1 / temperature; the bound of CLIP (arXiv 2103.00020)
 
 
 class Texts(NamedTuple):
-    """One side of a batch of N pairs: `vectors` [N, D] float32; `key` [N] int32, equal for equal texts; `there` [N]
+    """One side of a batch of N pairs: `vectors` [N, D] float32; `key` [N] int32, equal for texts that the encoder
+    cannot tell apart; `there` [N]
     bool, False where the batch has no such text."""
 
     vectors: jax.Array
@@ -31,25 +32,28 @@ def info_nce(a: Texts, b: Texts, scale: jax.Array | float, c: Texts | None = Non
 
     Logits are `scale` times cosines. `c` are hard negatives: further candidates for every a. A text that equals the
     wanted one, or the one that asks, is no negative: (i, j) is left out where b_j is the same text as b_i, a_j the
-    same as a_i, or a_i the same as b_j; and (i, c_j) where c_j is the same text as a_i or b_i. Means are over the
-    pairs that are there.
+    same as a_i, or a_i the same as b_j; and (i, c_j) where c_j is the same text as a_i or b_i. The loss is the mean
+    over the pairs that are there; one without any negative adds 0 to it. The accuracy is the share of the pairs with a
+    negative whose a finds its b: NaN where no pair has one, since then nothing was asked.
     """
-    there = a.there & b.there
+    there, own = a.there & b.there, jnp.eye(len(a.there), dtype=bool)
     copies = (a.key[:, None] == a.key) | (b.key[:, None] == b.key) | (a.key[:, None] == b.key)
-    kept = jnp.eye(len(there), dtype=bool) | (~copies & there[:, None] & there)
+    negative = ~own & ~copies & there[:, None] & there
+    asked = there & negative.any(1)
     left = unit(a.vectors)
-    logits = jnp.where(kept, scale * (left @ unit(b.vectors).T), -jnp.inf)  # [N, N]
+    logits = jnp.where(own | negative, scale * (left @ unit(b.vectors).T), -jnp.inf)  # [N, N]
     rows = logits
     if c is not None:
-        kept = ~((a.key[:, None] == c.key) | (b.key[:, None] == c.key)) & c.there
-        hard = jnp.where(kept, scale * (left @ unit(c.vectors).T), -jnp.inf)
+        negative = ~((a.key[:, None] == c.key) | (b.key[:, None] == c.key)) & c.there
+        asked |= there & negative.any(1)
+        hard = jnp.where(negative, scale * (left @ unit(c.vectors).T), -jnp.inf)
         rows = jnp.concatenate([logits, hard], 1)  # [N, 2 N]
     labels = jnp.arange(len(there))
     losses = optax.softmax_cross_entropy_with_integer_labels(rows, labels)
     losses += optax.softmax_cross_entropy_with_integer_labels(logits.T, labels)
     count = jnp.maximum(there.sum(), 1)
-    correct = there & (rows.argmax(1) == labels)
-    return jnp.where(there, losses, 0.0).sum() / (2 * count), correct.sum() / count
+    correct = asked & (rows.argmax(1) == labels)
+    return jnp.where(there, losses, 0.0).sum() / (2 * count), correct.sum() / asked.sum()
 
 
 def truncated_info_nce(

@@ -23,18 +23,20 @@ import optax
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import special_ends
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import gelu
+from jaxprefit.encoder.cuts import Cuts
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import special_ends
+from jaxprefit.encoder.transformer import gelu
 from jaxprefit.errors import UserError
 from jaxprefit.families.base import Encode, Family
-from jaxprefit.pretrained import Pretrained
 
 MASKINGS = ("uniform", "tfidf")
 MASKED, RANDOM = 0.8, 0.1  # shares of the chosen words; the rest stays as it is
 HEADROOM = 1.25  # places for predictions in a row, over the number expected in a full one
 NORM_EPS = 1e-12  # as BERT's
 COUNTED = 20_000  # texts that document frequencies are taken from
+CHECKED = 100  # texts of a source in which a word is looked for
 NO_WORD = -1  # a special token's word
 _LEFT, _MASKED, _RANDOM, _KEPT = range(4)  # what becomes of a word: not chosen, or chosen and ...
 
@@ -47,6 +49,7 @@ class MlmFamily(Family):
     name = "mlm"
     kind = "text"
     accumulates = True
+    windows = True
 
     tokenizer: tokenizers.Tokenizer
     max_length: int
@@ -74,12 +77,24 @@ class MlmFamily(Family):
         special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         ordinary = np.asarray(sorted(set(tokenizer.get_vocab().values()) - special), np.int32)
         family = cls(tokenizer, config["max_length"], config["mask_share"], mask_id, ordinary, None)
+        for source in sources:
+            family._check_words(source)
         if config["masking"] == "uniform":
             return family
         documents = _sample(sources)
         frequency = Counter(w for d in documents for w in set(_words(*family._encode(d)).values()))
         idf = {word: math.log((1 + len(documents)) / (1 + n)) + 1 for word, n in frequency.items()}
         return dataclasses.replace(family, idf=idf, idf_unseen=math.log(1 + len(documents)) + 1)
+
+    def _check_words(self, source: Prepared) -> None:
+        """Raises UserError for a source of whose texts the tokenizer knows no word: nothing is predicted there."""
+        every = max(1, len(source) // CHECKED)
+        texts = [source[i]["text"] for i in range(0, len(source), every)][:CHECKED]
+        if texts and not any((self._encode(text)[1] != NO_WORD).any() for text in texts):
+            raise UserError(
+                f"source '{source.name}': the tokenizer knows no word of {len(texts)} of its texts, so that there is "
+                "nothing to predict; take a tokenizer for this language or script, or other text"
+            )
 
     def init_head(self, key: jax.Array, start: Pretrained) -> dict:
         d = start.config.hidden_size
@@ -91,7 +106,7 @@ class MlmFamily(Family):
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
         """'texts': the whole text's ids, uncut; 'words' [n]: which word a token belongs to, NO_WORD if special;
-        'weights' [number of words]: how readily each is chosen."""
+        'weights' [number of words]: how readily each is chosen. What is 'cuts' is said when `draw` takes a window."""
         ids, words = self._encode(record["text"])
         weights = np.ones(words.max(initial=NO_WORD) + 1)
         if self.idf is not None:
@@ -118,7 +133,13 @@ class MlmFamily(Family):
         random = self.ordinary[rng.integers(len(self.ordinary), size=len(ids))]
         masked = np.select([fate == _MASKED, fate == _RANDOM], [np.int32(self.mask_id), random], ids)
         positions = np.flatnonzero(fate != _LEFT)
-        return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions]}
+        cuts = self._cuts(example["texts"][0], example["words"], words)
+        return {**example, "texts": (masked,), "positions": positions, "targets": ids[positions], "cuts": cuts}
+
+    def _cuts(self, ids: np.ndarray, words: np.ndarray, inside: np.ndarray) -> Cuts:
+        """What is outside a window of a text; `inside` are the entries of `words` in the window."""
+        number, begun = (len(np.setdiff1d(w, [NO_WORD])) for w in (words, inside))
+        return Cuts(1, int(len(ids) > self.max_length), number, number - begun)
 
     def _window(self, ids: np.ndarray, words: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """At most `max_length` tokens, between the special tokens that open and close a text, if any; begins at a word

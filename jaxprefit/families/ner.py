@@ -24,15 +24,15 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_words
 from jaxprefit.data.packing import Packing
-from jaxprefit.encoder import unit
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import counted_words
+from jaxprefit.encoder.transformer import unit
 from jaxprefit.families.base import Encode, Family
-from jaxprefit.families.concept_sides import SIDES, ConceptSide, name_vectors
+from jaxprefit.families.concept_encoders import SIDES, ConceptSide, name_vectors
 from jaxprefit.families.concepts import Vocabulary
 from jaxprefit.families.ner_distill import DistillFamily
 from jaxprefit.families.ner_losses import DROPPED, IGNORE, OUTSIDE, is_word, sigmoid_loss, softmax_loss
-from jaxprefit.pretrained import Pretrained
 
 LOSSES = {"sigmoid": sigmoid_loss, "softmax": softmax_loss}
 NO_ENTITY = "no entity"  # the name whose vector the concept of words outside starts from
@@ -87,12 +87,12 @@ class NerFamily(Family):
         }
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        ids, first = encode_words(self.tokenizer, record["tokens"], self.max_length)
+        ids, first, cuts = counted_words(self.tokenizer, record["tokens"], record["tags"], self.max_length)
         labels = np.full(len(ids), IGNORE, np.int32)
         index = self.vocabulary.index[source]
         for tag, position in zip(record["tags"], first):  # words past max_length have no position
             labels[position] = OUTSIDE if tag == "O" else index[tag[2:]]
-        return {"texts": (ids,), "labels": labels, "source": source}
+        return {"texts": (ids,), "labels": labels, "source": source, "cuts": cuts}
 
     def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
         layout = packing.layout

@@ -13,13 +13,13 @@ import numpy as np
 import tokenizers
 
 from jaxprefit.data.builders import Prepared
-from jaxprefit.data.encode import encode_words
 from jaxprefit.data.packing import Packing
+from jaxprefit.encoder.huggingface import Pretrained
+from jaxprefit.encoder.tokenization import counted_words
 from jaxprefit.families.base import Encode, Family
 from jaxprefit.families.ner_losses import distill_loss
 from jaxprefit.families.teacher import Teacher, load_teacher
 from jaxprefit.families.teacher_cache import CachedTeacher, cached
-from jaxprefit.pretrained import Pretrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ class DistillFamily(Family):
         return {"loss": "distill", "teacher": self.teacher.fingerprint}
 
     def encode_record(self, record: Mapping[str, Any], source: str) -> dict[str, Any]:
-        return {"texts": (encode_words(self.tokenizer, record["tokens"], self.max_length)[0],)}
+        ids, _, cuts = counted_words(self.tokenizer, record["tokens"], record["tags"], self.max_length)
+        return {"texts": (ids,), "cuts": cuts}
 
     def collate(self, examples: Sequence[Mapping[str, Any]], packing: Packing) -> dict[str, np.ndarray]:
         ids, segments = packing.lay([e["texts"][0] for e in examples], 0), packing.segments()

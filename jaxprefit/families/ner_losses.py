@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxprefit.encoder import unit
+from jaxprefit.encoder.transformer import unit
 
 IGNORE = -1  # not a first sub-word
 OUTSIDE = -2  # a word outside any entity

@@ -17,9 +17,9 @@ import numpy as np
 import tokenizers
 from flax.traverse_util import flatten_dict
 
-from jaxprefit.encoder import Encoder, EncoderConfig, unit
+from jaxprefit.encoder.huggingface import load_pretrained
+from jaxprefit.encoder.transformer import Encoder, EncoderConfig, unit
 from jaxprefit.errors import UserError
-from jaxprefit.pretrained import load_pretrained
 
 # Case, accents composed and not, punctuation, Chinese, control characters, an unknown sign, a long word.
 _PROBE = "Hello, WORLD! Caf\u00e9 cafe\u0301 isn't e-mail 3.14 \u4e2d\u56fd\ttab\u0000 \u2603 " + "x" * 101

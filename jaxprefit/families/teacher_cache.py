@@ -20,10 +20,10 @@ from rich.progress import track
 
 from jaxprefit.data.builders import Prepared
 from jaxprefit.data.packing import Layout, packed
-from jaxprefit.encoder import EncoderConfig
+from jaxprefit.encoder.transformer import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.families.teacher import Teacher
-from jaxprefit.paths import user_path
+from jaxprefit.runtime.paths import user_path
 
 ROWS = 32  # of a batch in which vectors are computed
 

@@ -9,7 +9,7 @@ again. Loss and gradients are those of the whole batch; the price is one more fo
 import jax
 import jax.numpy as jnp
 
-from jaxprefit.encoder import pool_segments
+from jaxprefit.encoder.transformer import pool_segments
 from jaxprefit.families.base import Encode
 
 

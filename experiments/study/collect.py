@@ -1,0 +1,253 @@
+"""What stands in a study's workdir, as the content of study.json: a pure function of the grid and the files."""
+
+import contextlib
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.common import tasks as task_data
+from experiments.common.tasks import MAIN_SCORE, description
+from experiments.study import claims, encoders, fronts, stars, sweeps, variant_settings
+from experiments.study.claims import Table
+from experiments.study.expansion import Entry, Grid, Scoring
+from jaxprefit import significance
+from jaxprefit.runtime.files import read_json, write_text
+
+STUDY_VERSION = 4
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a piece of work ended."""
+
+    failed: str = ""  # the reason
+
+
+@contextlib.contextmanager
+def recorded(folder: pathlib.Path, failures: tuple[type[Exception], ...]) -> Iterator[Outcome]:
+    """Keeps the reason in the folder's failed.txt where its work fails, until it succeeds."""
+    outcome = Outcome()
+    try:
+        yield outcome
+        forget(folder)
+    except failures as error:
+        outcome.failed = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "failed.txt", outcome.failed + "\n")
+
+
+def forget(folder: pathlib.Path) -> None:
+    """That its work failed."""
+    (folder / "failed.txt").unlink(missing_ok=True)
+
+
+def failure(folder: pathlib.Path) -> str:
+    """The reason why the folder's work failed last; '' if it did not."""
+    file = folder / "failed.txt"
+    return file.read_text(encoding="utf-8").strip() if file.exists() else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """What is there of one scoring."""
+
+    scores: Mapping[str, Mapping[int, float]]  # task -> seed -> main score
+    rows: Mapping[str, int]  # task -> rows trained on
+    cells: Mapping[str, Mapping[int, pathlib.Path]]  # task -> seed -> file
+    failed: tuple[dict[str, Any], ...]
+    left_out: Mapping[str, str]  # task whose score says nothing, so that it is part of no mean or test -> why
+
+
+def collect(
+    config: ConfigDict, grid: Grid, shapes: Mapping[str, encoders.Shape], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """The content of study.json; `shapes` are those of the start encoders. What is not there yet counts as missing."""
+    scored = {s.folder: read(s, workdir) for s in grid.scorings}
+    failed = [cell for s in scored.values() for cell in s.failed]
+    failed += [{"folder": r.folder, "task": None, "seed": None, "reason": failure(workdir / r.folder)}
+               for r in grid.runs if failure(workdir / r.folder)]  # fmt: skip
+    everything = sum(s.cells for s in grid.scorings)
+    done = sum(len(seeds) for s in scored.values() for seeds in s.scores.values())
+    lost = 0
+    for s in grid.scorings:
+        there, broken = scored[s.folder], failure(workdir / s.run.folder) or failure(workdir / s.folder)
+        lost += s.cells - sum(map(len, there.scores.values())) if broken else len(there.failed)
+    s = config.study
+    methods = {v: variant_settings.method(config, v) for v in s.variants}
+    results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
+    adjust(results)
+    losses = {(start, v): encoders.held_out(served, workdir) for (start, v), served in grid.encoders.items()}
+    means = {place: development(choice, scored) for place, choice in grid.choices.items()}
+    stands = {start: fronts.chosen({v: means.get((start, v), {}) for v in s.variants}, methods)
+              for start in shapes}  # fmt: skip
+    measured = claims.measure(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
+                                    lambda e, other: reference(e, other, grid, scored), stands)  # fmt: skip
+    return {
+        "schema": "jaxprefit.study",
+        "version": STUDY_VERSION,
+        "starts": {start: variant_settings.settings_of(config, "start", start) for start in shapes},
+        "variants": {v: variant_settings.settings_of(config, "variant", v) for v in s.variants},
+        "methods": methods,
+        "modes": {mode: _recipe(grid, mode) for mode in s.modes},
+        "fractions": list(s.fractions),
+        "seeds": list(s.seeds),
+        "lora": description(config)["lora"],
+        "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
+        "failed": failed,
+        "left_out": {name: why for s in scored.values() for name, why in s.left_out.items()},
+        "results": results,
+        "held_out": [{"start": start, "variant": v, "losses": found} for (start, v), found in losses.items()],
+        "choice": {
+            **s.choice.to_dict(),
+            "development": [{"start": start, "variant": v, "means": found} for (start, v), found in means.items()],
+            "chosen": stands,
+        },
+        "fronts": fronts.fronts(results, methods, stands),
+        "sweeps": sweeps.measure(results, s.sweep.to_dict(), grid),
+        "claims": claims.judge(measured),
+        "averages": claims.average(measured),
+        "costs": [encoders.cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
+    }  # fmt: skip
+
+
+def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
+    """The scores that stand in the scoring's folder, if they are of its recipe and of an encoder whose pre-finetuning
+    has ended with this config; that its weights cannot be loaded any more does not matter."""
+    file = workdir / scoring.folder / "scores.json"
+    reason = failure(workdir / scoring.folder)
+    broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
+    if reason or not file.exists() or not encoders.summaries(scoring.run, workdir):
+        return Scored({}, {}, {}, broken, {})
+    content = read_json(file)
+    if any(content.get(key) != value for key, value in description(scoring.config).items()):
+        return Scored({}, {}, {}, (), {})
+    wanted, seeds = {task_data.task_name(source) for source in scoring.tasks}, scoring.config.downstream.seeds
+    entries = {t["task"]: t for t in content["tasks"] if t["task"] in wanted}
+    scores = {
+        name: {s["seed"]: s[MAIN_SCORE[t["family"]]] for s in t["seeds"] if s["seed"] in seeds}
+        for name, t in entries.items()
+    }
+    failed = [
+        {"folder": scoring.folder, **cell}
+        for cell in content["failed"]
+        if cell["task"] in wanted and cell["seed"] in seeds
+    ]
+    files = {
+        name: {s["seed"]: file.parent / cell for s, cell in zip(t["seeds"], t["cells"])} for name, t in entries.items()
+    }
+    rows = {name: t["trained_rows"] for name, t in entries.items()}
+    left_out = {name: t["notes"][0] for name, t in entries.items() if not t.get("averaged", True)}
+    return Scored(scores, rows, files, tuple(failed), left_out)
+
+
+def table(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> Table:
+    """The tasks of which every cell is there, but for those whose scores say nothing."""
+    out = {}
+    for name in counted(scorings, scored):
+        found = [[scored[s.folder].scores.get(name, {}).get(seed) for seed in s.config.downstream.seeds]
+                 for s in scorings]  # fmt: skip
+        if all(value is not None for line in found for value in line):
+            out[name] = np.asarray(found, float)
+    return out
+
+
+def counted(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> list[str]:
+    """Names of the tasks that are part of a mean."""
+    names = [task_data.task_name(source) for source in scorings[0].tasks]
+    return [name for name in names if not any(name in scored[s.folder].left_out for s in scorings)]
+
+
+def result(entry: Entry, scored: Mapping[str, Scored], method: str) -> dict[str, Any]:
+    """One place of the main table, with its tasks; `method` is what the variant is a setting of."""
+    mine = table(entry.scorings, scored)
+    theirs = {other: table(scorings, scored) for other, scorings in entry.references.items()}
+    whole = 0 < len(mine) == len(counted(entry.scorings, scored))
+    first = scored[entry.scorings[0].folder]
+    tasks = [
+        {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist(),
+         "versus": {other: tested(entry, other, name, mine, found, scored) for other, found in theirs.items()
+                    if (method, other) in stars.PAIRS and name in found}}
+        for name, scores in mine.items()
+    ]  # fmt: skip
+    stars.adjust(tasks)
+    return {
+        "start": entry.start,
+        "mode": entry.mode,
+        "fraction": entry.fraction,
+        "variant": entry.variant,
+        "family": entry.family,
+        "mean": float(np.mean([*mine.values()])) if whole else None,
+        "deviation": deviations(np.mean([*mine.values()], 0)) if whole else None,
+        "tasks": tasks,
+        "versus": {other: found for other, scores in theirs.items() if (found := versus(mine, scores))},
+    }
+
+
+def reference(entry: Entry, other: str, grid: Grid, scored: Mapping[str, Scored]) -> Table | None:
+    """The scores of the variant `other` at the entry's place and its capacity downstream; None where it has none."""
+    if other in entry.references:
+        return table(entry.references[other], scored)
+    for e in grid.entries:
+        alike = (e.start, e.mode, e.fraction, e.family) == (entry.start, entry.mode, entry.fraction, entry.family)
+        if alike and e.variant == other and e.scorings[0].config.lora == entry.scorings[0].config.lora:
+            return table(e.scorings, scored)
+    return None
+
+
+def development(choice: Mapping[str, tuple[Scoring, ...]], scored: Mapping[str, Scored]) -> dict[str, float]:
+    """Family -> mean score of a variant on development rows; empty where a cell is missing."""
+    tables = {family: table(scorings, scored) for family, scorings in choice.items()}
+    whole = all(0 < len(found) == len(counted(choice[family], scored)) for family, found in tables.items())
+    return {family: float(np.mean([*found.values()])) for family, found in tables.items()} if whole else {}
+
+
+def tested(
+    entry: Entry, other: str, task: str, mine: Table, theirs: Table, scored: Mapping[str, Scored]
+) -> dict[str, Any]:
+    """The entry's tests on one task against the reference `other`, whose scores are `theirs`."""
+    files = [[[scored[s.folder].cells[task][seed] for seed in s.config.downstream.seeds] for s in side]
+             for side in (entry.scorings, entry.references[other])]  # fmt: skip
+    return stars.against(files[0], files[1], (mine[task], theirs[task]), len(entry.scorings[0].tasks))
+
+
+def deviations(scores: np.ndarray) -> dict[str, float | None]:
+    """Standard deviations of [P, S]: over seeds of pre-finetuning (fine-tuning averaged), and the other way round."""
+    means = {"prefinetuning": scores.mean(1), "finetuning": scores.mean(0)}
+    return {kind: statistics.stdev(m.tolist()) if len(m) > 1 else None for kind, m in means.items()}
+
+
+def versus(mine: Table, other: Table) -> dict[str, Any] | None:
+    """The difference of the means over the tasks that both have, with its interval; None without such a task."""
+    differences = paired(mine, other)
+    return claims.over_tasks(differences) if differences.size else None
+
+
+def paired(mine: Table, other: Table) -> np.ndarray:
+    """[T, P, S]: first minus second, on the tasks that both have; an encoder without training has one P for all."""
+    return np.asarray([mine[name] - other[name] for name in mine if name in other])
+
+
+def adjust(results: list[dict[str, Any]]) -> None:
+    """Adds `p_holm`, adjusted over the variants that are compared with one reference in one table and family."""
+    groups: dict[tuple, dict[str, dict[str, Any]]] = {}
+    for r in results:
+        for other, found in r["versus"].items():
+            key = r["start"], r["mode"], r["fraction"], r["family"], other
+            groups.setdefault(key, {})[r["variant"]] = found
+    for group in groups.values():
+        adjusted = significance.holm({variant: found["p_value"] for variant, found in group.items()})
+        for variant, found in group.items():
+            found["p_holm"] = adjusted[variant]
+
+
+def _recipe(grid: Grid, mode: str) -> dict[str, Any]:
+    """How a mode's cells are taken, but for the fraction of the labels."""
+    scored = [s.config for e in grid.entries if e.mode == mode for s in e.scorings]
+    found = next((c for c in scored if c.downstream.mode == mode), scored[0])  # in stacked some are of adapter
+    recipe = description(found)["downstream"]
+    return {k: v for k, v in recipe.items() if k != "fraction"} | {"seeds": list(found.downstream.seeds)}

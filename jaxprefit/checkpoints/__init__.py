@@ -1,0 +1,1 @@
+"""The checkpoint format, readable without training code."""

@@ -1,0 +1,1 @@
+"""The conflict report: what was measured, the verdict in words, the page with its figures."""

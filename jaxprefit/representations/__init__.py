@@ -1,0 +1,1 @@
+"""Hidden states layer by layer: similarity of encoders, linear probes, geometry."""

@@ -1,0 +1,1 @@
+"""The machine a run stands on: devices, processes, preemption, memory, files, progress."""

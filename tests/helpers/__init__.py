@@ -1,0 +1,1 @@
+"""What several tests share: tiny runs, simulated gradients, independent references, paths."""
