@@ -107,3 +107,29 @@ def test_the_stored_results_are_valid() -> None:
         for c in ("families", "combined")
     }
     assert max(mean["families"]) < 5 < min(mean["combined"])
+
+
+def test_the_page_s_tables_are_the_stored_results() -> None:
+    content, page = assert_valid(RESULTS / "clipping.json", "clipping"), (RESULTS / "clipping.md").read_text()
+    for strategy in ("naive", "task_primary"):
+        for clip in ("families", "combined"):
+            runs = [r["held_out"] for r in content["runs"] if (r["strategy"], r["clip"]) == (strategy, clip)]
+            cells = []
+            for family in ("ner", "tc"):
+                losses = [r[family] for r in runs]
+                cells.append(f"{np.mean(losses):.3f} ({', '.join(f'{x:.3f}' for x in losses)})")
+            assert f"| {strategy} | {clip} | {' | '.join(cells)} |" in page
+    columns = (("pcgrad", "gradvac", "upgrad"), ("mgda",), ("cagrad",), ("imtl_g", "config", "nash_mtl", "aligned_mtl"))
+    rows = [
+        ("families", "0", "none"),
+        ("combined", "0", "none"),
+        ("combined", "0.9", "0.9"),
+        ("combined", "0.99", "0.99"),
+    ]
+    for clip, decay, name in rows:
+        row = next(line for line in page.splitlines() if line.startswith(f"| {clip} | {name} |"))
+        for methods, cell in zip(columns, row.split(" | ")[2:]):
+            shown_mean, shown_largest = (float(x.strip("()|")) for x in cell.split()[:2])
+            angles = [a["angle"][decay][m] for a in content["angles"] if a["clip"] == clip for m in methods]
+            assert np.mean([a["mean"] for a in angles]) == pytest.approx(shown_mean, rel=0.1)
+            assert max(a["max"] for a in angles) == pytest.approx(shown_largest, rel=0.15)
