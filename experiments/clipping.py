@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -74,13 +75,14 @@ def _cell(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def directions(metrics: pathlib.Path, config: ConfigDict) -> dict[str, Any]:
-    """Of a run's steps: share of `clipped` families, and of the shared parameters the families' mean `norms` and
-    `cosine`, and by decay of the Gram matrices and method the mean and largest `angle` to the plain sum in degrees."""
+    """Of a run's steps: the share in which all families are longer than the clip norm (`clipped`); of the shared
+    parameters the families' mean `norms` and `cosine`; and over those clipped steps, by decay of the Gram matrices and
+    method, the mean and largest `angle` to the plain sum in degrees."""
     steps = [*grams(metrics)]
     norms = np.asarray([np.sqrt(np.diag(gram)) for gram, _ in steps])
     limit = config.optimizer.clip_norm
     return {
-        "clipped": round(float(np.mean([total > limit for _, total in steps])), 4),
+        "clipped": round(float(np.mean([(total > limit).all() for _, total in steps])), 4),
         "norms": [round(float(x), 4) for x in norms.mean(0)],
         "cosine": round(float(np.mean([gram[0, 1] / np.sqrt(gram[0, 0] * gram[1, 1]) for gram, _ in steps])), 4),
         "angle": {f"{decay:g}": angles(steps, config, decay) for decay in config.clipping.decays},
@@ -92,15 +94,17 @@ def angles(steps: list[tuple[np.ndarray, np.ndarray]], config: ConfigDict, decay
     out = {}
     for name in METHODS:
         aggregate = surgery.get(name, decay=decay)
+        weigh = jax.jit(lambda gram, state, aggregate=aggregate: aggregate(gram, jnp.ones(2), state, [0, 1]))
         state = aggregate.init(2, ["whole"])
         found = []
         for gram, total in steps:
             if config.optimizer.clip == "families":
                 factor = np.minimum(1.0, config.optimizer.clip_norm / total)
                 gram = gram * np.outer(factor, factor)
-            weights, state = aggregate({"whole": jnp.asarray(gram, jnp.float32)}, jnp.ones(2), state, [0, 1])
-            found.append(angle(gram, np.asarray(weights["whole"], np.float64), np.ones(2)))
-        out[name] = {"mean": round(float(np.mean(found)), 3), "max": round(float(np.max(found)), 3)}
+            weights, state = weigh({"whole": jnp.asarray(gram, jnp.float32)}, state)
+            if (total > config.optimizer.clip_norm).all():
+                found.append(angle(gram, np.asarray(weights["whole"], np.float64), np.ones(2)))
+        out[name] = {"mean": round(float(np.mean(found)), 3), "max": round(max(found), 3)} if found else {}
     return out
 
 

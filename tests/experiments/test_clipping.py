@@ -107,3 +107,30 @@ def test_the_stored_results_are_valid() -> None:
         for c in ("families", "combined")
     }
     assert max(mean["families"]) < 5 < min(mean["combined"])
+
+
+def test_the_page_s_tables_are_the_stored_results() -> None:
+    content, page = assert_valid(RESULTS / "clipping.json", "clipping"), (RESULTS / "clipping.md").read_text()
+    for strategy in ("naive", "task_primary"):
+        for clip in ("families", "combined"):
+            runs = [r["held_out"] for r in content["runs"] if (r["strategy"], r["clip"]) == (strategy, clip)]
+            cells = []
+            for family in ("ner", "tc"):
+                losses = [r[family] for r in runs]
+                cells.append(f"{np.mean(losses):.3f} ({', '.join(f'{x:.3f}' for x in losses)})")
+            assert f"| {strategy} | {clip} | {' | '.join(cells)} |" in page
+    columns = (("pcgrad", "gradvac", "upgrad"), ("mgda",), ("cagrad",), ("imtl_g", "config", "nash_mtl", "aligned_mtl"))
+    rows = [
+        ("families", "0", "none"),
+        ("combined", "0", "none"),
+        ("combined", "0.9", "0.9"),
+        ("combined", "0.99", "0.99"),
+    ]
+    for clip, decay, name in rows:
+        row = next(line for line in page.splitlines() if line.startswith(f"| {clip} | {name} |"))
+        for methods, cell in zip(columns, row.split(" | ")[2:]):
+            values = [a["angle"][decay][m] for a in content["angles"] if a["clip"] == clip for m in methods]
+            shown = [x.strip("()|") for x in cell.split()[:2]]
+            for text, value in zip(shown, (np.mean([v["mean"] for v in values]), max(v["max"] for v in values))):
+                half = 0.5 * 10.0 ** -len(text.partition(".")[2])  # of the last digit shown
+                assert abs(float(text) - value) <= half + 1e-3, (clip, name, methods)
