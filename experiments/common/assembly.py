@@ -156,7 +156,8 @@ def reopen(
     for name, family in families.items():
         if family.describe() != model.meta["families"][name]:
             raise UserError(f"the {name} sources differ from those the checkpoint was trained on; check data.root")
-    if {name: fingerprints(data[name]) for name in families} != model.meta["data"]:
+    rows = {name: fingerprints(data[name]) for name in families}
+    if rows != model.meta.get("data", rows):  # a model that was put together by hand names none
         _warn(
             "the rows to train on are not those that the run was trained on (other data, or a version of before the "
             "held-out rows were drawn over the whole file), so held-out numbers may be of rows it has seen"

@@ -10,8 +10,8 @@ from helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import downstream
 from experiments.common import tasks
+from experiments.common.checks import check
 from jaxprefit.data import sources
 from jaxprefit.downstream import sampling
 from jaxprefit.errors import UserError
@@ -89,5 +89,5 @@ def test_development_rows_are_cut_from_training_rows(tmp_path: Path) -> None:
 def test_bad_settings_are_named(changes: dict, message: str, tmp_path: Path) -> None:
     config = run.config(tmp_path, changes)
     with pytest.raises(UserError, match=message):
-        downstream.check(config)
+        check(config)
         tasks.recipe(config)

@@ -382,7 +382,7 @@ def test_status_and_line_of_a_setting_and_a_source(cache: Path, tmp_path: Path) 
 
 def test_out_of_memory_is_one_line(tmp_path: Path) -> None:
     code = (
-        "import jax; from jaxprefit import cli\n"
+        "import jax; from experiments.common import cli\n"
         "def main(config, workdir): jax.numpy.zeros((1 << 20, 1 << 24)).block_until_ready()\n"
         "cli.run(main, '', config='configs/quickstart.py')"
     )

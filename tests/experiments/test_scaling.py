@@ -9,6 +9,7 @@ from helpers.paths import SCHEMAS
 
 from configs import scaling as scaling_config
 from experiments import scaling
+from experiments.common import workdirs
 from experiments.scaling import compiled_step
 from jaxprefit.errors import UserError
 
@@ -39,6 +40,7 @@ def test_a_cell_is_measured_kept_and_shown(tmp_path_factory: pytest.TempPathFact
         del config.scaling.models[name], config.scaling.layouts[name]
     config.scaling.models.tiny, config.scaling.layouts.tiny = (1, 32, 2), {"1": (1, 1, 1), "8": (8, 1, 1)}
     config.lora.last_layers, config.scaling.vocab = 1, 1000
+    workdirs.mark(tmp_path, "scaling")  # as the command does that starts the cells
     (tmp_path / "cells").mkdir()
     scaling.run(config, tmp_path, cell="tiny_1")
     content = scaling.collect(config, tmp_path, {"tiny_8": "no time"})

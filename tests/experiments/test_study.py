@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import jaxprefit
 from configs import study as study_config
-from experiments import prefinetune, study
+from experiments import study
 from experiments.common import assembly, prefinetuning
 from experiments.common.tasks import load_tasks
 from experiments.study import claims as study_claims
@@ -380,7 +380,7 @@ def test_a_study_that_is_stopped_continues_to_the_same_table(
     def never(*_: object) -> None:
         raise AssertionError("a finished encoder is trained again")
 
-    monkeypatch.setattr(prefinetune, "run", never)
+    monkeypatch.setattr(prefinetuning, "run", never)
     write, written = cells.write, []
 
     def stops(file: Path, cell: cells.Cell) -> None:
@@ -478,7 +478,7 @@ def test_failures_are_told_and_do_not_stop_the_rest(
         raise UserError(f"step 3: the loss of {c.strategy} is not finite")
 
     with monkeypatch.context() as m:
-        m.setattr(prefinetune, "run", diverges)
+        m.setattr(prefinetuning, "run", diverges)
         m.setattr(cells, "make", lambda data, seed, found: UserError("nan") if seed else make(data, seed, found))
         with pytest.raises(UserError, match="13 cells failed"):
             study.run(runnable, tmp_path / "out")

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,8 @@ def test_files_of_a_run(cache: Path, tmp_path: Path) -> None:
     assert content == json.loads(json.dumps(found))
     assert [(m["strategy"], m["step"]) for m in content["models"]] == [("none", None), ("none", 0)]
     page = (tmp_path / "out" / "representations.html").read_text()
-    assert page.count("<img") == 3 and "http" not in page
+    text = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # which may hold any four letters
+    assert page.count("<img") == 3 and "http" not in text
     assert {p.stem for p in (tmp_path / "out").glob("*.png")} == {"together", "geometry", "probes"}
 
     # Without a run the texts are the config's; without pairs or tasks nothing is made up.

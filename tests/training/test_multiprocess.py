@@ -135,7 +135,7 @@ def test_one_process_continues_what_two_began(
 SCRIPT = """
 import json, sys
 import jax, numpy as np
-from jaxprefit import distributed, sharding
+from jaxprefit.runtime import distributed, sharding
 from jaxprefit.errors import UserError
 
 def refused(f, *args):
