@@ -1,0 +1,112 @@
+"""Export for `transformers`: the backbone, and on request one merged model per adapter.
+
+    AutoModel.from_pretrained(DIR)               # the bare backbone
+    AutoModel.from_pretrained(DIR/merged/NAME)   # an adapter merged into the weights
+
+Heads lie beside, in heads.json and heads.safetensors.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
+from jaxprefit.encoder.transformer import Encoder, mean_pool
+from jaxprefit.export.bundle import Bundle, write_heads
+from jaxprefit.export.parity import Opened, Vectors, unit
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def write(folder: pathlib.Path, bundle: Bundle, merged: bool = False) -> None:
+    """Writes the backbone to `folder`, and with `merged` each adapter's model to `folder`/merged/NAME."""
+    write_encoder(folder, bundle, None)
+    write_heads(folder, bundle.heads)
+    for name in bundle.adapters if merged else ():
+        write_encoder(folder / "merged" / name, bundle, name)
+
+
+def write_encoder(folder: pathlib.Path, bundle: Bundle, adapter: str | None) -> None:
+    """Writes one model with its tokenizer: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
+    save_pretrained(folder, bundle.config, bundle.merged(adapter), bundle.tokenizer)
+    settings = folder / TOKENIZER_CONFIG
+    if not settings.exists():
+        settings.write_text(json.dumps(tokenizer_config(bundle), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def tokenizer_config(bundle: Bundle) -> dict[str, object]:
+    """What transformers needs beside tokenizer.json: special tokens, the length, and no token types."""
+    tokenizer = bundle.tokenizer
+    ends = tokenizer.encode("").tokens
+    tokens = {
+        "pad_token": tokenizer.id_to_token(0),  # the id that rows are padded with
+        "unk_token": getattr(tokenizer.model, "unk_token", None),
+        "cls_token": ends[0] if ends else None,
+        "sep_token": ends[-1] if ends else None,
+        "mask_token": "[MASK]" if tokenizer.token_to_id("[MASK]") is not None else None,
+    }
+    return {
+        # Reads tokenizer.json as it stands; BertTokenizer would build another one from the vocabulary.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": bundle.config.max_positions,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        **{key: token for key, token in tokens.items() if token is not None},
+    }
+
+
+def folders(folder: pathlib.Path, bundle: Bundle) -> dict[str | None, pathlib.Path]:
+    """The folder of each model that was written: None for the bare backbone, the adapter's name for a merged one."""
+    places = {name: folder / "merged" / name for name in bundle.adapters}
+    return {None: folder, **{name: place for name, place in places.items() if place.is_dir()}}
+
+
+def open_here(folder: pathlib.Path, bundle: Bundle) -> Opened:
+    """The export read back by jaxprefit itself, which needs no other library."""
+    models = {name: load_pretrained(place) for name, place in folders(folder, bundle).items()}
+
+    def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
+        model = models[adapter]
+        hidden = Encoder(model.config).apply({"params": model.params}, ids, mask)
+        return np.asarray(hidden), unit(np.asarray(mean_pool(hidden, mask)), bundle.normalize)
+
+    return Opened("jaxprefit", tuple(models), vectors, models[None].tokenizer)
+
+
+def open_transformers(folder: pathlib.Path, bundle: Bundle) -> Opened:
+    """The export opened by transformers. Raises ImportError where that is not installed."""
+    import torch
+    import transformers
+
+    places = folders(folder, bundle)
+    models = {name: torch_model(place, bundle.config.architecture) for name, place in places.items()}
+
+    def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
+        with torch.no_grad():
+            hidden = models[adapter](**torch_batch(ids, mask)).last_hidden_state.numpy()
+        return hidden, unit(pooled(hidden, mask), bundle.normalize)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return Opened(f"transformers {transformers.__version__}", tuple(models), vectors, tokenizer)
+
+
+def torch_model(folder: pathlib.Path, architecture: str):  # noqa: ANN201 (a class of transformers)
+    """The transformers model of a folder, without the pooler that would otherwise be made up at random."""
+    import transformers
+
+    options = {"add_pooling_layer": False} if architecture == "bert" else {}
+    return transformers.AutoModel.from_pretrained(folder, **options).eval()
+
+
+def torch_batch(ids: np.ndarray, mask: np.ndarray) -> dict:
+    """Keyword arguments of a transformers model for ids and mask [B, L]."""
+    import torch
+
+    return {"input_ids": torch.tensor(ids.astype(np.int64)), "attention_mask": torch.tensor(mask.astype(np.int64))}
+
+
+def pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean of `hidden` [B, L, D] over the tokens of `mask` [B, L]: [B, D]."""
+    weights = mask[..., None].astype(np.float32)
+    return (hidden * weights).sum(1) / np.maximum(weights.sum(1), 1.0)

@@ -1,0 +1,259 @@
+"""Whether an export computes what the encoder computes in JAX: vectors, ids, effect of each adapter, sizes of files."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxprefit.data.encode import encode_text, pad_ids
+from jaxprefit.encoder.transformer import Encoder, mean_pool
+from jaxprefit.errors import UserError
+from jaxprefit.export.bundle import Bundle
+from jaxprefit.export.folder import sizes
+
+SCHEMA, VERSION = "jaxprefit.export", 1
+TOLERANCE = 1e-4
+"""Largest absolute difference of a float32 export, for vectors with entries up to 1; beyond, in proportion."""
+LEAST_COSINE = 0.9
+"""Between a text's vector in JAX and in a quantised export. Rounding costs far less (0.98 at worst, seen on MiniLM with
+per-token activations and a 4-bit word table), so a smaller one is a mistake."""
+BATCH = 8
+
+Vectors = tuple[np.ndarray, np.ndarray]
+"""Of a batch: tokens [B, L, D] and sentences [B, D], float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An export as a library opened it.
+
+    Attributes:
+      library: its name and version.
+      variants: adapters that it can run; None is the bare backbone.
+      vectors: (ids [B, L] int32, mask [B, L] bool, variant) -> Vectors.
+      tokenizer: of the `tokenizers` library or of `transformers`, as read from the export.
+      logits: (tokens [B, L, D], sentences [B, D], name of a head) -> class scores; None where heads only lie beside.
+    """
+
+    library: str
+    variants: tuple[str | None, ...]
+    vectors: Callable[[np.ndarray, np.ndarray, str | None], Vectors]
+    tokenizer: Any
+    logits: Callable[[np.ndarray, np.ndarray, str], np.ndarray] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One variant of the encoder in one library, against JAX on the same texts.
+
+    Attributes:
+      library: its name and version.
+      adapter: its name; None is the bare backbone.
+      tokens: largest absolute difference over the real tokens' vectors.
+      sentences: likewise over sentence vectors.
+      cosine_least, cosine_mean: between a text's two sentence vectors.
+      effect: largest absolute difference to the bare backbone's token vectors in the same library; None for itself.
+      effect_in_jax: the same in JAX.
+      alone: largest absolute difference of a sentence vector between its text alone and in a batch of other texts.
+      logits: largest absolute difference of the class scores of the head of this name; None where there is none.
+    """
+
+    library: str
+    adapter: str | None
+    tokens: float
+    sentences: float
+    cosine_least: float
+    cosine_mean: float
+    effect: float | None
+    effect_in_jax: float | None
+    alone: float
+    logits: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What export.json holds.
+
+    Attributes:
+      schema, version: of this file.
+      format: of the export.
+      settings: it was written with.
+      texts: number of texts compared.
+      readings: one per library and variant.
+      same_ids: whether each library's own tokenizer cuts every text into the ids that JAX got.
+      skipped: libraries that are not installed, so that nothing is known of them.
+      files: bytes by relative path, without export.json.
+      milliseconds: a text, by what computes it and by shape 'texts x tokens'; medians. Empty where not measured.
+      ratios: of two times of the same repetition, medians, by 'what / what at shape'.
+      switch_milliseconds: to load an adapter and make it active; None where the format has no switch.
+    """
+
+    schema: str
+    version: int
+    format: str
+    settings: Mapping[str, Any]
+    texts: int
+    readings: Sequence[Reading]
+    same_ids: Mapping[str, bool]
+    skipped: Sequence[str]
+    files: Mapping[str, int]
+    milliseconds: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    switch_milliseconds: float | None = None
+
+
+def sample_texts(bundle: Bundle, number: int = 64, seed: int = 0) -> list[str]:
+    """Texts of words drawn from the vocabulary: the empty one, most of up to 32 tokens, some beyond max_length."""
+    words = [w for w in sorted(bundle.tokenizer.get_vocab()) if not w.startswith(("[", "<"))]
+    rng = np.random.default_rng(seed)
+    lengths = np.minimum(rng.geometric(1 / 16, number), 2 * bundle.max_length)
+    lengths[0], lengths[-1] = 0, 2 * bundle.max_length
+    drawn = ([words[i].removeprefix("##") for i in rng.integers(len(words), size=n)] for n in lengths)
+    return [" ".join(words) for words in drawn]
+
+
+def reference(bundle: Bundle) -> Callable[[np.ndarray, np.ndarray, str | None], Vectors]:
+    """The encoder in JAX, float32 at full precision, in the form of `Opened.vectors`."""
+    encoder = Encoder(dataclasses.replace(bundle.config, dtype="float32"))
+    backbone = jax.device_put(dict(bundle.backbone))
+    adapters = {None: {}, **{name: {"lora": jax.device_put(dict(a))} for name, a in bundle.adapters.items()}}
+
+    @jax.jit
+    def apply(variables: Mapping, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with jax.default_matmul_precision("highest"):
+            hidden = encoder.apply(variables, ids, mask)
+        return hidden, mean_pool(hidden, mask)
+
+    def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
+        hidden, sentences = jax.device_get(apply({"params": backbone, **adapters[adapter]}, ids, mask))
+        return hidden, unit(sentences, bundle.normalize)
+
+    return vectors
+
+
+def unit(vectors: np.ndarray, normalize: bool) -> np.ndarray:
+    """Rows scaled to length 1 where `normalize` says so."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12) if normalize else vectors
+
+
+def compare(bundle: Bundle, opened: Sequence[Opened], texts: Sequence[str]) -> list[Reading]:
+    """A Reading per library and variant."""
+    rows = [encode_text(bundle.tokenizer, text, bundle.max_length) for text in texts]
+    batches = list(_batches(rows))
+    expect = reference(bundle)
+    expected = {variant: [expect(*batch, variant) for batch in batches] for variant in bundle.variants}
+    out = []
+    for library in opened:
+        bare: list[Vectors] = []
+        for variant in library.variants:
+            got = [library.vectors(*batch, variant) for batch in batches]
+            bare = bare or got
+            out.append(_reading(bundle, library, variant, batches, expected, got, bare))
+    return out
+
+
+def _batches(rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids and mask of BATCH rows at a time, all of one length, so that JAX compiles once or twice."""
+    length = max(map(len, rows))
+    for start in range(0, len(rows), BATCH):
+        yield pad_ids(rows[start : start + BATCH], length)
+
+
+def _reading(
+    bundle: Bundle,
+    library: Opened,
+    variant: str | None,
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    expected: Mapping[str | None, Sequence[Vectors]],
+    got: Sequence[Vectors],
+    bare: Sequence[Vectors],
+) -> Reading:
+    masks = [mask for _, mask in batches]
+    ours = expected[variant]
+    cosines = np.concatenate([cosine(a[1], b[1]) for a, b in zip(ours, got)])
+    ids, mask = batches[0]
+    singly = [library.vectors(i[m][None], m[m][None], variant)[1][0] for i, m in zip(ids, mask)]
+    logits = None
+    if library.logits and variant in bundle.heads:
+        head = bundle.heads[variant]
+        scores = [(v[0] if head.pooling == "none" else v[1]) @ head.kernel + head.bias for v in got]
+        logits = max(float(np.abs(s - library.logits(*v, variant)).max()) for s, v in zip(scores, got))
+    return Reading(
+        library=library.library,
+        adapter=variant,
+        tokens=tokens_difference(ours, got, masks),
+        sentences=max(float(np.abs(a[1] - b[1]).max()) for a, b in zip(ours, got)),
+        cosine_least=float(cosines.min()),
+        cosine_mean=float(cosines.mean()),
+        effect=None if variant is None else tokens_difference(got, bare, masks),
+        effect_in_jax=None if variant is None else tokens_difference(ours, expected[None], masks),
+        alone=float(np.abs(np.stack(singly) - got[0][1]).max()),
+        logits=logits,
+    )
+
+
+def tokens_difference(a: Sequence[Vectors], b: Sequence[Vectors], masks: Sequence[np.ndarray]) -> float:
+    """Largest absolute difference of two encoders over the vectors of real tokens."""
+    return max(float(np.abs(x[0] - y[0])[mask].max()) for x, y, mask in zip(a, b, masks))
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each row of `a` [B, D] with the same row of `b`: [B]."""
+    return (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
+
+
+def same_ids(bundle: Bundle, tokenizer: Any, texts: Sequence[str]) -> bool:
+    """Whether a tokenizer of `tokenizers` or `transformers` gives the ids of the bundle's own, uncut."""
+    own = [bundle.tokenizer.encode(text).ids for text in texts]
+    plain = hasattr(tokenizer, "encode_batch")
+    return own == [tokenizer.encode(text).ids if plain else tokenizer.encode(text) for text in texts]
+
+
+def check(
+    folder: pathlib.Path,
+    bundle: Bundle,
+    format_: str,
+    settings: Mapping[str, Any],
+    openers: Sequence[Callable[[pathlib.Path, Bundle], Opened]],
+    texts: Sequence[str],
+) -> Report:
+    """Opens the export in each library that is installed and compares it with JAX.
+
+    Raises UserError where a float32 export differs by more than TOLERANCE, a quantised one has a cosine below
+    LEAST_COSINE, or a tokenizer gives other ids.
+    """
+    opened, skipped = [], []
+    for opener in openers:
+        try:
+            opened.append(opener(folder, bundle))
+        except ImportError as e:
+            skipped.append(e.name or str(e))
+    readings = compare(bundle, opened, texts)
+    ids = {o.library: same_ids(bundle, o.tokenizer, texts) for o in opened}
+    report = Report(SCHEMA, VERSION, format_, settings, len(texts), readings, ids, skipped, sizes(folder))
+    if problem := problems(report, _largest(bundle)):
+        raise UserError(f"the export differs from the encoder, so it is not kept: {problem}")
+    return report
+
+
+def _largest(bundle: Bundle) -> float:
+    """Scale of the vectors: the last LayerNorm's, sqrt(hidden size) times its gain at most; 1 at least."""
+    norm = bundle.backbone[f"layer_{bundle.config.num_layers - 1}"]["output_norm"]
+    bound = np.abs(norm["scale"]).max() * 3 + np.abs(norm["bias"]).max()
+    return max(1.0, float(bound))
+
+
+def problems(report: Report, scale: float) -> str:
+    """The first reading that is further from JAX than its format allows; '' where there is none."""
+    for r in report.readings:
+        place = f"{r.library}, adapter {r.adapter}"
+        if report.format == "int8":
+            if not r.cosine_least >= LEAST_COSINE:
+                return f"{place}: a sentence vector has cosine {r.cosine_least:.4f} with that of JAX"
+        elif not max(r.tokens, r.sentences, r.logits or 0.0) <= TOLERANCE * scale:
+            return f"{place}: vectors differ by up to {max(r.tokens, r.sentences, r.logits or 0.0):.2g}"
+    wrong = [library for library, same in report.same_ids.items() if not same]
+    return f"{wrong[0]}: its tokenizer gives other ids" if wrong else ""
