@@ -8,9 +8,11 @@ Heads lie beside, in heads.json and heads.safetensors.
 
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
+from jaxprefit.data.encode import encode_text
 from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
 from jaxprefit.encoder.transformer import Encoder, mean_pool
 from jaxprefit.export.bundle import Bundle, write_heads
@@ -71,7 +73,10 @@ def open_here(folder: pathlib.Path, bundle: Bundle) -> Opened:
         hidden = Encoder(model.config).apply({"params": model.params}, ids, mask)
         return np.asarray(hidden), unit(np.asarray(mean_pool(hidden, mask)), bundle.normalize)
 
-    return Opened("jaxprefit", tuple(models), vectors, models[None].tokenizer)
+    def ids_of(text: str) -> list[int]:
+        return encode_text(models[None].tokenizer, text, bundle.max_length).tolist()
+
+    return Opened("jaxprefit", tuple(models), vectors, ids_of)
 
 
 def open_transformers(folder: pathlib.Path, bundle: Bundle) -> Opened:
@@ -87,8 +92,15 @@ def open_transformers(folder: pathlib.Path, bundle: Bundle) -> Opened:
             hidden = models[adapter](**torch_batch(ids, mask)).last_hidden_state.numpy()
         return hidden, unit(pooled(hidden, mask), bundle.normalize)
 
+    return Opened(f"transformers {transformers.__version__}", tuple(models), vectors, ids_by_transformers(folder, bundle))
+
+
+def ids_by_transformers(folder: pathlib.Path, bundle: Bundle) -> Callable[[str], list[int]]:
+    """`Opened.ids` by the tokenizer that transformers makes of the export."""
+    import transformers
+
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return Opened(f"transformers {transformers.__version__}", tuple(models), vectors, tokenizer)
+    return lambda text: tokenizer(text, truncation=True, max_length=bundle.max_length)["input_ids"]
 
 
 def torch_model(folder: pathlib.Path, architecture: str):  # noqa: ANN201 (a class of transformers)

@@ -34,14 +34,14 @@ class Opened:
       library: its name and version.
       variants: adapters that it can run; None is the bare backbone.
       vectors: (ids [B, L] int32, mask [B, L] bool, variant) -> Vectors.
-      tokenizer: of the `tokenizers` library or of `transformers`, as read from the export.
+      ids: of a text, cut to the bundle's max_length, by the tokenizer as this library reads it.
       logits: (tokens [B, L, D], sentences [B, D], name of a head) -> class scores; None where heads only lie beside.
     """
 
     library: str
     variants: tuple[str | None, ...]
     vectors: Callable[[np.ndarray, np.ndarray, str | None], Vectors]
-    tokenizer: Any
+    ids: Callable[[str], Sequence[int]]
     logits: Callable[[np.ndarray, np.ndarray, str], np.ndarray] | None = None
 
 
@@ -52,6 +52,7 @@ class Reading:
     Attributes:
       library: its name and version.
       adapter: its name; None is the bare backbone.
+      largest: absolute entry of the token vectors in JAX, the scale of what follows.
       tokens: largest absolute difference over the real tokens' vectors.
       sentences: likewise over sentence vectors.
       cosine_least, cosine_mean: between a text's two sentence vectors.
@@ -63,6 +64,7 @@ class Reading:
 
     library: str
     adapter: str | None
+    largest: float
     tokens: float
     sentences: float
     cosine_least: float
@@ -184,6 +186,7 @@ def _reading(
     return Reading(
         library=library.library,
         adapter=variant,
+        largest=max(float(np.abs(v[0])[mask].max()) for v, mask in zip(ours, masks)),
         tokens=tokens_difference(ours, got, masks),
         sentences=max(float(np.abs(a[1] - b[1]).max()) for a, b in zip(ours, got)),
         cosine_least=float(cosines.min()),
@@ -205,11 +208,10 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)
 
 
-def same_ids(bundle: Bundle, tokenizer: Any, texts: Sequence[str]) -> bool:
-    """Whether a tokenizer of `tokenizers` or `transformers` gives the ids of the bundle's own, uncut."""
-    own = [bundle.tokenizer.encode(text).ids for text in texts]
-    plain = hasattr(tokenizer, "encode_batch")
-    return own == [tokenizer.encode(text).ids if plain else tokenizer.encode(text) for text in texts]
+def same_ids(bundle: Bundle, library: Opened, texts: Sequence[str]) -> bool:
+    """Whether the library's tokenizer cuts every text into the ids of the bundle's own."""
+    own = (encode_text(bundle.tokenizer, text, bundle.max_length).tolist() for text in texts)
+    return all(ids == [int(i) for i in library.ids(text)] for ids, text in zip(own, texts))
 
 
 def check(
@@ -232,28 +234,22 @@ def check(
         except ImportError as e:
             skipped.append(e.name or str(e))
     readings = compare(bundle, opened, texts)
-    ids = {o.library: same_ids(bundle, o.tokenizer, texts) for o in opened}
+    ids = {o.library: same_ids(bundle, o, texts) for o in opened}
     report = Report(SCHEMA, VERSION, format_, settings, len(texts), readings, ids, skipped, sizes(folder))
-    if problem := problems(report, _largest(bundle)):
+    if problem := problems(report):
         raise UserError(f"the export differs from the encoder, so it is not kept: {problem}")
     return report
 
 
-def _largest(bundle: Bundle) -> float:
-    """Scale of the vectors: the last LayerNorm's, sqrt(hidden size) times its gain at most; 1 at least."""
-    norm = bundle.backbone[f"layer_{bundle.config.num_layers - 1}"]["output_norm"]
-    bound = np.abs(norm["scale"]).max() * 3 + np.abs(norm["bias"]).max()
-    return max(1.0, float(bound))
-
-
-def problems(report: Report, scale: float) -> str:
+def problems(report: Report) -> str:
     """The first reading that is further from JAX than its format allows; '' where there is none."""
     for r in report.readings:
         place = f"{r.library}, adapter {r.adapter}"
+        difference = max(r.tokens, r.sentences, r.logits or 0.0)
         if report.format == "int8":
             if not r.cosine_least >= LEAST_COSINE:
                 return f"{place}: a sentence vector has cosine {r.cosine_least:.4f} with that of JAX"
-        elif not max(r.tokens, r.sentences, r.logits or 0.0) <= TOLERANCE * scale:
-            return f"{place}: vectors differ by up to {max(r.tokens, r.sentences, r.logits or 0.0):.2g}"
+        elif not difference <= TOLERANCE * max(1.0, r.largest):
+            return f"{place}: vectors differ by up to {difference:.2g}"
     wrong = [library for library, same in report.same_ids.items() if not same]
     return f"{wrong[0]}: its tokenizer gives other ids" if wrong else ""

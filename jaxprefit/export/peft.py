@@ -21,7 +21,7 @@ from jaxprefit.encoder.parameter_names import names_in_files
 from jaxprefit.encoder.transformer import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.export.bundle import Bundle, write_heads
-from jaxprefit.export.huggingface import pooled, torch_batch, torch_model, write_encoder
+from jaxprefit.export.huggingface import ids_by_transformers, pooled, torch_batch, torch_model, write_encoder
 from jaxprefit.export.parity import Opened, Vectors, unit
 
 _PREFIX = "base_model.model."
@@ -154,7 +154,6 @@ def open_peft(folder: pathlib.Path, bundle: Bundle) -> Opened:
 
     import peft
     import torch
-    import transformers
 
     model = torch_model(folder, bundle.config.architecture)
     for i, name in enumerate(bundle.adapters):
@@ -172,5 +171,4 @@ def open_peft(folder: pathlib.Path, bundle: Bundle) -> Opened:
             hidden = model(**torch_batch(ids, mask)).last_hidden_state.numpy()
         return hidden, unit(pooled(hidden, mask), bundle.normalize)
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return Opened(f"peft {peft.__version__}", bundle.variants, vectors, tokenizer)
+    return Opened(f"peft {peft.__version__}", bundle.variants, vectors, ids_by_transformers(folder, bundle))

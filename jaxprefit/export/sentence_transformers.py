@@ -58,4 +58,4 @@ def open_sentence_transformers(folder: pathlib.Path, bundle: Bundle) -> Opened:
         return out["token_embeddings"].numpy(), out["sentence_embedding"].numpy()
 
     library = f"sentence-transformers {sentence_transformers.__version__}"
-    return Opened(library, tuple(models), vectors, models[None].tokenizer)
+    return Opened(library, tuple(models), vectors, lambda text: models[None].tokenize([text])["input_ids"][0])
