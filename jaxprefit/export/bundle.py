@@ -17,6 +17,8 @@ from jaxprefit.errors import UserError
 
 POOLING = {"ner": "none", "tc": "mean"}
 """What a head reads, by the kind of its task: each token's vector, or the mean over a text's tokens."""
+SENTENCE_POOLING = ("mean", "cls")
+"""How one vector is made of a text: the mean over its tokens, or the vector of its first one."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -53,6 +55,7 @@ class Bundle:
       heads: by name.
       max_length: tokens of a text; longer ones are cut, before their last special token.
       prompts: what users of sentence-transformers put before a text, by the prompt's name.
+      pooling: of sentence vectors, one of SENTENCE_POOLING.
       normalize: whether sentence vectors are scaled to length 1.
     """
 
@@ -63,6 +66,7 @@ class Bundle:
     heads: Mapping[str, FittedHead] = dataclasses.field(default_factory=dict)
     max_length: int = 128
     prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pooling: str = "mean"
     normalize: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class Bundle:
             raise UserError(
                 f"max_length is {self.max_length}; this encoder takes 4 to {self.config.max_positions} tokens"
             )
+        if self.pooling not in SENTENCE_POOLING:
+            raise UserError(f"pooling is '{self.pooling}'; choose from {', '.join(SENTENCE_POOLING)}")
         for name in (*self.adapters, *self.heads):
             if not _NAME.fullmatch(name):
                 raise UserError(f"{name!r} cannot name a file of an export; use letters, digits, '_', '-' and '.'")
@@ -89,6 +95,15 @@ class Bundle:
     def merged(self, adapter: str | None) -> dict:
         """The backbone tree with the adapter of that name merged into its kernels; None: the bare backbone."""
         return dict(self.backbone) if adapter is None else lora.merge(self.backbone, self.adapters[adapter])
+
+    def sentences(self, hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Sentence vectors [B, D] of hidden states [B, L, D] and the mask [B, L] of real tokens."""
+        if self.pooling == "cls":
+            vectors = hidden[:, 0]
+        else:
+            weights = mask[..., None].astype(np.float32)
+            vectors = (hidden * weights).sum(1) / np.maximum(weights.sum(1), 1.0)
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12) if self.normalize else vectors
 
 
 def _adapter_problem(config: EncoderConfig, adapter: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 
 from jaxprefit.data.encode import encode_text
 from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
-from jaxprefit.encoder.transformer import Encoder, mean_pool
+from jaxprefit.encoder.transformer import Encoder
 from jaxprefit.export.bundle import Bundle, write_heads
-from jaxprefit.export.parity import Opened, Vectors, unit
+from jaxprefit.export.parity import Opened, Vectors
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -70,8 +70,8 @@ def open_here(folder: pathlib.Path, bundle: Bundle) -> Opened:
 
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
         model = models[adapter]
-        hidden = Encoder(model.config).apply({"params": model.params}, ids, mask)
-        return np.asarray(hidden), unit(np.asarray(mean_pool(hidden, mask)), bundle.normalize)
+        hidden = np.asarray(Encoder(model.config).apply({"params": model.params}, ids, mask))
+        return hidden, bundle.sentences(hidden, mask)
 
     def ids_of(text: str) -> list[int]:
         return encode_text(models[None].tokenizer, text, bundle.max_length).tolist()
@@ -90,7 +90,7 @@ def open_transformers(folder: pathlib.Path, bundle: Bundle) -> Opened:
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
         with torch.no_grad():
             hidden = models[adapter](**torch_batch(ids, mask)).last_hidden_state.numpy()
-        return hidden, unit(pooled(hidden, mask), bundle.normalize)
+        return hidden, bundle.sentences(hidden, mask)
 
     return Opened(f"transformers {transformers.__version__}", tuple(models), vectors, ids_by_transformers(folder, bundle))
 
@@ -117,8 +117,3 @@ def torch_batch(ids: np.ndarray, mask: np.ndarray) -> dict:
 
     return {"input_ids": torch.tensor(ids.astype(np.int64)), "attention_mask": torch.tensor(mask.astype(np.int64))}
 
-
-def pooled(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean of `hidden` [B, L, D] over the tokens of `mask` [B, L]: [B, D]."""
-    weights = mask[..., None].astype(np.float32)
-    return (hidden * weights).sum(1) / np.maximum(weights.sum(1), 1.0)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxprefit.data.encode import encode_text, pad_ids
-from jaxprefit.encoder.transformer import Encoder, mean_pool
+from jaxprefit.encoder.transformer import Encoder
 from jaxprefit.errors import UserError
 from jaxprefit.export.bundle import Bundle
 from jaxprefit.export.folder import sizes
@@ -124,21 +124,15 @@ def reference(bundle: Bundle) -> Callable[[np.ndarray, np.ndarray, str | None], 
     adapters = {None: {}, **{name: {"lora": jax.device_put(dict(a))} for name, a in bundle.adapters.items()}}
 
     @jax.jit
-    def apply(variables: Mapping, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def apply(variables: Mapping, ids: jax.Array, mask: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
-            hidden = encoder.apply(variables, ids, mask)
-        return hidden, mean_pool(hidden, mask)
+            return encoder.apply(variables, ids, mask)
 
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
-        hidden, sentences = jax.device_get(apply({"params": backbone, **adapters[adapter]}, ids, mask))
-        return hidden, unit(sentences, bundle.normalize)
+        hidden = np.asarray(apply({"params": backbone, **adapters[adapter]}, ids, mask))
+        return hidden, bundle.sentences(hidden, mask)
 
     return vectors
-
-
-def unit(vectors: np.ndarray, normalize: bool) -> np.ndarray:
-    """Rows scaled to length 1 where `normalize` says so."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12) if normalize else vectors
 
 
 def compare(bundle: Bundle, opened: Sequence[Opened], texts: Sequence[str]) -> list[Reading]:

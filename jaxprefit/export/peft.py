@@ -21,8 +21,8 @@ from jaxprefit.encoder.parameter_names import names_in_files
 from jaxprefit.encoder.transformer import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.export.bundle import Bundle, write_heads
-from jaxprefit.export.huggingface import ids_by_transformers, pooled, torch_batch, torch_model, write_encoder
-from jaxprefit.export.parity import Opened, Vectors, unit
+from jaxprefit.export.huggingface import ids_by_transformers, torch_batch, torch_model, write_encoder
+from jaxprefit.export.parity import Opened, Vectors
 
 _PREFIX = "base_model.model."
 # What a configuration may say beside what is read: it changes nothing that the adapter computes.
@@ -169,6 +169,6 @@ def open_peft(folder: pathlib.Path, bundle: Bundle) -> Opened:
             model.set_adapter(adapter)
         with torch.no_grad(), bare:
             hidden = model(**torch_batch(ids, mask)).last_hidden_state.numpy()
-        return hidden, unit(pooled(hidden, mask), bundle.normalize)
+        return hidden, bundle.sentences(hidden, mask)
 
     return Opened(f"peft {peft.__version__}", bundle.variants, vectors, ids_by_transformers(folder, bundle))

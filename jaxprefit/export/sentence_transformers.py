@@ -1,6 +1,6 @@
 """Export for sentence-transformers: `SentenceTransformer(DIR)`, and DIR/merged/NAME for an adapter.
 
-Mean pooling as everywhere in this package; long texts are cut at the bundle's max_length.
+Vectors are pooled and cut as the bundle says.
 """
 
 import json
@@ -30,7 +30,8 @@ def _write_modules(folder: pathlib.Path, bundle: Bundle) -> None:
         {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{_MODULES[i]}"}
         for i, place in enumerate(places)
     ]
-    pooling = {"word_embedding_dimension": bundle.config.hidden_size, "pooling_mode_mean_tokens": True}
+    mode = {"mean": "mean_tokens", "cls": "cls_token"}[bundle.pooling]
+    pooling = {"word_embedding_dimension": bundle.config.hidden_size, f"pooling_mode_{mode}": True}
     general = {"prompts": dict(bundle.prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
     for place in places[1:]:
         (folder / place).mkdir()
