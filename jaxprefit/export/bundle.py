@@ -103,7 +103,9 @@ class Bundle:
         else:
             weights = mask[..., None].astype(np.float32)
             vectors = (hidden * weights).sum(1) / np.maximum(weights.sum(1), 1.0)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12) if self.normalize else vectors
+        return (
+            vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12) if self.normalize else vectors
+        )
 
 
 def _adapter_problem(config: EncoderConfig, adapter: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 
@@ -26,6 +27,9 @@ def whole(output: pathlib.Path) -> Iterator[pathlib.Path]:
         new, old = pathlib.Path(place) / "new", pathlib.Path(place) / "old"
         new.mkdir()
         yield new
+        for file in new.rglob("*"):
+            if file.is_file():  # some libraries let only the owner read what they write
+                shutil.copymode(new / REPORT, file)
         check_replaceable(output)  # once more: the writing took a while
         if output.exists():
             os.replace(output, old)

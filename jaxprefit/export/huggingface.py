@@ -6,6 +6,7 @@
 Heads lie beside, in heads.json and heads.safetensors.
 """
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable
@@ -14,9 +15,8 @@ import numpy as np
 
 from jaxprefit.data.encode import encode_text
 from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
-from jaxprefit.encoder.transformer import Encoder
 from jaxprefit.export.bundle import Bundle, write_heads
-from jaxprefit.export.parity import Opened, Vectors
+from jaxprefit.export.parity import Opened, Vectors, reference
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -67,11 +67,13 @@ def folders(folder: pathlib.Path, bundle: Bundle) -> dict[str | None, pathlib.Pa
 def open_here(folder: pathlib.Path, bundle: Bundle) -> Opened:
     """The export read back by jaxprefit itself, which needs no other library."""
     models = {name: load_pretrained(place) for name, place in folders(folder, bundle).items()}
+    runs = {
+        name: reference(dataclasses.replace(bundle, backbone=model.params, adapters={}))
+        for name, model in models.items()
+    }
 
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
-        model = models[adapter]
-        hidden = np.asarray(Encoder(model.config).apply({"params": model.params}, ids, mask))
-        return hidden, bundle.sentences(hidden, mask)
+        return runs[adapter](ids, mask, None)
 
     def ids_of(text: str) -> list[int]:
         return encode_text(models[None].tokenizer, text, bundle.max_length).tolist()
@@ -92,7 +94,9 @@ def open_transformers(folder: pathlib.Path, bundle: Bundle) -> Opened:
             hidden = models[adapter](**torch_batch(ids, mask)).last_hidden_state.numpy()
         return hidden, bundle.sentences(hidden, mask)
 
-    return Opened(f"transformers {transformers.__version__}", tuple(models), vectors, ids_by_transformers(folder, bundle))
+    return Opened(
+        f"transformers {transformers.__version__}", tuple(models), vectors, ids_by_transformers(folder, bundle)
+    )
 
 
 def ids_by_transformers(folder: pathlib.Path, bundle: Bundle) -> Callable[[str], list[int]]:
@@ -103,7 +107,7 @@ def ids_by_transformers(folder: pathlib.Path, bundle: Bundle) -> Callable[[str],
     return lambda text: tokenizer(text, truncation=True, max_length=bundle.max_length)["input_ids"]
 
 
-def torch_model(folder: pathlib.Path, architecture: str):  # noqa: ANN201 (a class of transformers)
+def torch_model(folder: pathlib.Path, architecture: str):
     """The transformers model of a folder, without the pooler that would otherwise be made up at random."""
     import transformers
 
@@ -116,4 +120,3 @@ def torch_batch(ids: np.ndarray, mask: np.ndarray) -> dict:
     import torch
 
     return {"input_ids": torch.tensor(ids.astype(np.int64)), "attention_mask": torch.tensor(mask.astype(np.int64))}
-

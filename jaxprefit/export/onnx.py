@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -51,7 +52,9 @@ def write(folder: pathlib.Path, bundle: Bundle, int8: Mapping | None = None, spl
         write_adapter(folder / "adapters" / f"{name}.onnx_adapter", onnx_graph.adapter_inputs(adapter))
     for name, head in bundle.heads.items():
         described = {"kind": head.kind, "labels": json.dumps(head.labels, ensure_ascii=False)}
-        _save(folder / "heads" / f"{name}.onnx", onnx_graph.head(head.kernel, head.bias, _reads(head.pooling), described))
+        _save(
+            folder / "heads" / f"{name}.onnx", onnx_graph.head(head.kernel, head.bias, _reads(head.pooling), described)
+        )
     write_heads(folder, bundle.heads)
     bundle.tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"max_length": bundle.max_length, "pooling": bundle.pooling, "normalize": bundle.normalize,
@@ -63,7 +66,7 @@ def _reads(pooling: str) -> str:
     return {"none": "tokens", "mean": "sentence"}[pooling]
 
 
-def _save(file: pathlib.Path, model) -> None:  # noqa: ANN001 (onnx.ModelProto, of an optional package)
+def _save(file: pathlib.Path, model) -> None:
     import onnx
 
     if model.ByteSize() > LARGEST:
@@ -89,7 +92,7 @@ def write_adapter(file: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise RuntimeError(f"{file}: onnxruntime did not write the adapter as given")
 
 
-def session(model: pathlib.Path | bytes, threads: int = 0):  # noqa: ANN201 (a class of onnxruntime)
+def session(model: pathlib.Path | bytes, threads: int = 0):
     """An onnxruntime session on the CPU; `threads` 0: as many as there are cores."""
     import onnxruntime as ort
 
@@ -100,7 +103,7 @@ def session(model: pathlib.Path | bytes, threads: int = 0):  # noqa: ANN201 (a c
     return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def active(adapter: pathlib.Path | None):  # noqa: ANN201
+def active(adapter: pathlib.Path | None):
     """(run options with the adapter of a file, the adapter, which must outlive them)."""
     import onnxruntime as ort
 
@@ -113,6 +116,12 @@ def active(adapter: pathlib.Path | None):  # noqa: ANN201
     return options, loaded
 
 
+def activations(folder: pathlib.Path, bundle: Bundle) -> dict[str | None, Any]:
+    """What `active` gives, for the bare backbone and each adapter."""
+    files = {name: folder / "adapters" / f"{name}.onnx_adapter" for name in bundle.adapters}
+    return {None: active(None)} | {name: active(file) for name, file in files.items()}
+
+
 def feed(ids: np.ndarray, mask: np.ndarray) -> dict[str, np.ndarray]:
     """The two inputs of encoder.onnx for ids and mask [B, L]."""
     return {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)}
@@ -123,7 +132,7 @@ def open_onnxruntime(folder: pathlib.Path, bundle: Bundle) -> Opened:
     import onnxruntime as ort
 
     encoder = session(folder / "encoder.onnx")
-    runs = {None: active(None), **{n: active(folder / "adapters" / f"{n}.onnx_adapter") for n in bundle.adapters}}
+    runs = activations(folder, bundle)
     heads = {name: session(folder / "heads" / f"{name}.onnx") for name in bundle.heads}
 
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
@@ -146,12 +155,14 @@ def open_split(folder: pathlib.Path, bundle: Bundle) -> Opened:
     if not (folder / "trunk.onnx").exists():
         raise ImportError(name="trunk.onnx")
     lower, upper = session(folder / "trunk.onnx"), session(folder / "top.onnx")
-    runs = {None: active(None), **{n: active(folder / "adapters" / f"{n}.onnx_adapter") for n in bundle.adapters}}
+    runs = activations(folder, bundle)
 
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
         given = feed(ids, mask)
         (hidden,) = lower.run(None, given)
-        tokens, sentences = upper.run(None, {"hidden": hidden, "attention_mask": given["attention_mask"]}, runs[adapter][0])
+        tokens, sentences = upper.run(
+            None, {"hidden": hidden, "attention_mask": given["attention_mask"]}, runs[adapter][0]
+        )
         return tokens, sentences
 
     return Opened(f"onnxruntime {ort.__version__}, split", bundle.variants, vectors, ids_by_tokenizers(folder, bundle))

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprefit.data.encode import encode_text, pad_ids
 from jaxprefit.encoder.transformer import Encoder
 from jaxprefit.errors import UserError
 from jaxprefit.export.bundle import Bundle
-from jaxprefit.export.folder import sizes
 
 SCHEMA, VERSION = "jaxprefit.export", 1
 TOLERANCE = 1e-4
@@ -87,7 +87,7 @@ class Report:
       readings: one per library and variant.
       same_ids: whether each library's own tokenizer cuts every text into the ids that JAX got.
       skipped: libraries that are not installed, so that nothing is known of them.
-      files: bytes by relative path, without export.json.
+      files: bytes by relative path, without export.json itself.
       milliseconds: a text, by what computes it and by shape 'texts x tokens'; medians. Empty where not measured.
       ratios: of two times of the same repetition, medians, by 'what / what at shape'.
       switch_milliseconds: to load an adapter and make it active; None where the format has no switch.
@@ -121,12 +121,14 @@ def reference(bundle: Bundle) -> Callable[[np.ndarray, np.ndarray, str | None], 
     """The encoder in JAX, float32 at full precision, in the form of `Opened.vectors`."""
     encoder = Encoder(dataclasses.replace(bundle.config, dtype="float32"))
     backbone = jax.device_put(dict(bundle.backbone))
-    adapters = {None: {}, **{name: {"lora": jax.device_put(dict(a))} for name, a in bundle.adapters.items()}}
+    adapters: dict[str | None, dict] = {None: {}} | {
+        name: {"lora": jax.device_put(dict(a))} for name, a in bundle.adapters.items()
+    }
 
     @jax.jit
     def apply(variables: Mapping, ids: jax.Array, mask: jax.Array) -> jax.Array:
         with jax.default_matmul_precision("highest"):
-            return encoder.apply(variables, ids, mask)
+            return jnp.asarray(encoder.apply(variables, ids, mask))
 
     def vectors(ids: np.ndarray, mask: np.ndarray, adapter: str | None) -> Vectors:
         hidden = np.asarray(apply({"params": backbone, **adapters[adapter]}, ids, mask))
@@ -171,9 +173,9 @@ def _reading(
     ours = expected[variant]
     cosines = np.concatenate([cosine(a[1], b[1]) for a, b in zip(ours, got)])
     ids, mask = batches[0]
-    singly = [library.vectors(i[m][None], m[m][None], variant)[1][0] for i, m in zip(ids, mask)]
+    singly = [library.vectors(ids[i : i + 1], mask[i : i + 1], variant)[1][0] for i in range(len(ids))]
     logits = None
-    if library.logits and variant in bundle.heads:
+    if library.logits and variant is not None and variant in bundle.heads:
         head = bundle.heads[variant]
         scores = [(v[0] if head.pooling == "none" else v[1]) @ head.kernel + head.bias for v in got]
         logits = max(float(np.abs(s - library.logits(*v, variant)).max()) for s, v in zip(scores, got))
@@ -208,28 +210,35 @@ def same_ids(bundle: Bundle, library: Opened, texts: Sequence[str]) -> bool:
     return all(ids == [int(i) for i in library.ids(text)] for ids, text in zip(own, texts))
 
 
-def check(
-    folder: pathlib.Path,
-    bundle: Bundle,
-    format_: str,
-    settings: Mapping[str, Any],
-    openers: Sequence[Callable[[pathlib.Path, Bundle], Opened]],
-    texts: Sequence[str],
-) -> Report:
-    """Opens the export in each library that is installed and compares it with JAX.
-
-    Raises UserError where a float32 export differs by more than TOLERANCE, a quantised one has a cosine below
-    LEAST_COSINE, or a tokenizer gives other ids.
-    """
+def open_all(
+    folder: pathlib.Path, bundle: Bundle, openers: Sequence[Callable[[pathlib.Path, Bundle], Opened]]
+) -> tuple[list[Opened], list[str]]:
+    """(the export in each library that is installed, names of the other ones)."""
     opened, skipped = [], []
     for opener in openers:
         try:
             opened.append(opener(folder, bundle))
         except ImportError as e:
             skipped.append(e.name or str(e))
+    return opened, skipped
+
+
+def check(
+    bundle: Bundle,
+    opened: Sequence[Opened],
+    texts: Sequence[str],
+    format_: str,
+    settings: Mapping[str, Any],
+    skipped: Sequence[str] = (),
+) -> Report:
+    """Compares the opened export with JAX; the report's files and times are left empty.
+
+    Raises UserError where a float32 export differs by more than TOLERANCE, a quantised one has a cosine below
+    LEAST_COSINE, or a tokenizer gives other ids.
+    """
+    ids = {library.library: same_ids(bundle, library, texts) for library in opened}
     readings = compare(bundle, opened, texts)
-    ids = {o.library: same_ids(bundle, o, texts) for o in opened}
-    report = Report(SCHEMA, VERSION, format_, settings, len(texts), readings, ids, skipped, sizes(folder))
+    report = Report(SCHEMA, VERSION, format_, settings, len(texts), readings, ids, skipped, {})
     if problem := problems(report):
         raise UserError(f"the export differs from the encoder, so it is not kept: {problem}")
     return report

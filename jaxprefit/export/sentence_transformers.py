@@ -37,7 +37,10 @@ def _write_modules(folder: pathlib.Path, bundle: Bundle) -> None:
         (folder / place).mkdir()
     _write(folder / "modules.json", modules)
     _write(folder / "1_Pooling" / "config.json", pooling)
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": bundle.max_length, "do_lower_case": False})
+    # Without the pooler, which the file does not hold: it would be made up at random, with a warning.
+    model = {"model_args": {"add_pooling_layer": False}} if bundle.config.architecture == "bert" else {}
+    transformer = {"max_seq_length": bundle.max_length, "do_lower_case": False, **model}
+    _write(folder / "sentence_bert_config.json", transformer)
     _write(folder / "config_sentence_transformers.json", general)
 
 
