@@ -61,7 +61,7 @@ class Graph:
     def constant(self, value: Any, dtype: Any = np.float32, name: str = "") -> str:
         """Adds an array."""
         name = name or f"c{len(self.initializers)}"
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, dtype), name))
         return name
 
     def integers(self, *values: int) -> str:
