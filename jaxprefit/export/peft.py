@@ -50,7 +50,7 @@ def write_adapter(folder: pathlib.Path, config: EncoderConfig, adapter: Mapping[
         for name, m in maps.items():
             module, a, b = modules[f"{layer}/{name}"], np.asarray(m["a"]), np.asarray(m["b"])
             ranks[module] = a.shape[1]
-            alphas[module] = float(m["scale"]) * a.shape[1]  # in double precision, so that the scale comes back exactly
+            alphas[module] = _alpha(np.float32(m["scale"]), a.shape[1])
             tensors[f"{_PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a.T, np.float32)
             tensors[f"{_PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b.T, np.float32)
     rank, alpha = (collections.Counter(v.values()).most_common(1)[0][0] for v in (ranks, alphas))
@@ -73,6 +73,13 @@ def write_adapter(folder: pathlib.Path, config: EncoderConfig, adapter: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "adapter_config.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     safetensors.numpy.save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _alpha(scale: np.float32, rank: int) -> float:
+    """The shortest decimal that gives exactly this scale when divided by the rank."""
+    exact = float(scale) * rank
+    rounded = (round(exact, digits) for digits in range(16))
+    return next((alpha for alpha in rounded if np.float32(alpha / rank) == scale), exact)
 
 
 def read_adapter(folder: pathlib.Path, config: EncoderConfig) -> dict:
