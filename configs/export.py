@@ -16,8 +16,8 @@ def get_config() -> ConfigDict:
     c.export.split = False  # onnx, int8: also the layers below all adapters (trunk.onnx) and the rest (top.onnx)
     c.export.table_bits = 8  # int8: of the word table, 8 or 4
     c.export.activations = False  # int8: also what enters a matrix, with a scale per token: faster, less exact
-    c.export.max_length = 128  # tokens of a text; longer ones are cut
-    c.export.normalize = False  # sentence vectors to length 1
+    c.export.max_length = 0  # tokens of a text; longer ones are cut; 0: as many as the encoder's own files say
+    c.export.normalize = False  # sentence vectors to length 1, whatever the encoder's own files say
     c.export.texts = 64  # compared with JAX
     c.export.repetitions = 20  # of each time; 0: none is taken
     return c

@@ -56,10 +56,11 @@ def bundled(model: jaxprefit.Model, max_length: int, normalize: bool) -> export.
     """What a model exports; the prefixes of its contrastive training as prompts."""
     tc = model.meta.get("config", {}).get("data", {}).get("tc", {})
     prompts = {"query": tc.get("prefix_a", ""), "document": tc.get("prefix_b", "")}
-    length = min(max_length, model.config.max_positions)
+    length = min(max_length or model.sentence.max_length or model.config.max_positions, model.config.max_positions)
     return export.Bundle(
         model.config, model.backbone, model.adapters, model.tokenizer, max_length=length,
-        prompts=prompts if any(prompts.values()) else {}, normalize=normalize,
+        prompts=prompts if any(prompts.values()) else {}, pooling=model.sentence.pooling,
+        normalize=normalize or model.sentence.normalize,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from jaxprefit.export import card, huggingface, onnx, parity, peft, sentence_tra
 from jaxprefit.export.bundle import Bundle, FittedHead
 from jaxprefit.export.folder import REPORT, check_replaceable, sizes, whole
 from jaxprefit.export.parity import Opened, Report
-from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime import results
+from jaxprefit.runtime.files import write_text
 
 __all__ = ["FORMATS", "Bundle", "FittedHead", "Report", "Settings", "export"]
 
@@ -101,5 +102,5 @@ def export(
         report = measure(folder, opened, report)
         write_text(folder / "README.md", card.text(bundle, settings.format, about, report))
         report = dataclasses.replace(report, files=sizes(folder))
-        write_json(folder / REPORT, dataclasses.asdict(report))
+        results.write(folder / REPORT, report)
     return report

@@ -12,13 +12,11 @@ import safetensors.numpy
 import tokenizers
 
 from jaxprefit.encoder import lora
-from jaxprefit.encoder.transformer import LINEAR_MAPS, EncoderConfig
+from jaxprefit.encoder.transformer import LINEAR_MAPS, POOLINGS, EncoderConfig
 from jaxprefit.errors import UserError
 
 POOLING = {"ner": "none", "tc": "mean"}
 """What a head reads, by the kind of its task: each token's vector, or the mean over a text's tokens."""
-SENTENCE_POOLING = ("mean", "cls")
-"""How one vector is made of a text: the mean over its tokens, or the vector of its first one."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
@@ -55,7 +53,7 @@ class Bundle:
       heads: by name.
       max_length: tokens of a text; longer ones are cut, before their last special token.
       prompts: what users of sentence-transformers put before a text, by the prompt's name.
-      pooling: of sentence vectors, one of SENTENCE_POOLING.
+      pooling: of sentence vectors, a key of `transformer.POOLINGS`.
       normalize: whether sentence vectors are scaled to length 1.
     """
 
@@ -75,8 +73,8 @@ class Bundle:
             raise UserError(
                 f"max_length is {self.max_length}; this encoder takes 4 to {self.config.max_positions} tokens"
             )
-        if self.pooling not in SENTENCE_POOLING:
-            raise UserError(f"pooling is '{self.pooling}'; choose from {', '.join(SENTENCE_POOLING)}")
+        if self.pooling not in POOLINGS:
+            raise UserError(f"pooling is '{self.pooling}'; choose from {', '.join(POOLINGS)}")
         for name in (*self.adapters, *self.heads):
             if not _NAME.fullmatch(name):
                 raise UserError(f"{name!r} cannot name a file of an export; use letters, digits, '_', '-' and '.'")

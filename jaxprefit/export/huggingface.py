@@ -7,18 +7,16 @@ Heads lie beside, in heads.json and heads.safetensors.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 
 import numpy as np
 
-from jaxprefit.data.encode import encode_text
 from jaxprefit.encoder.huggingface import load_pretrained, save_pretrained
+from jaxprefit.encoder.sentence_settings import SentenceSettings
+from jaxprefit.encoder.tokenization import encode_text
 from jaxprefit.export.bundle import Bundle, write_heads
 from jaxprefit.export.parity import Opened, Vectors, reference
-
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def write(folder: pathlib.Path, bundle: Bundle, merged: bool = False) -> None:
@@ -30,32 +28,11 @@ def write(folder: pathlib.Path, bundle: Bundle, merged: bool = False) -> None:
 
 
 def write_encoder(folder: pathlib.Path, bundle: Bundle, adapter: str | None) -> None:
-    """Writes one model with its tokenizer: config.json, model.safetensors, tokenizer.json, tokenizer_config.json."""
-    save_pretrained(folder, bundle.config, bundle.merged(adapter), bundle.tokenizer)
-    settings = folder / TOKENIZER_CONFIG
-    if not settings.exists():
-        settings.write_text(json.dumps(tokenizer_config(bundle), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def tokenizer_config(bundle: Bundle) -> dict[str, object]:
-    """What transformers needs beside tokenizer.json: special tokens, the length, and no token types."""
-    tokenizer = bundle.tokenizer
-    ends = tokenizer.encode("").tokens
-    tokens = {
-        "pad_token": tokenizer.id_to_token(0),  # the id that rows are padded with
-        "unk_token": getattr(tokenizer.model, "unk_token", None),
-        "cls_token": ends[0] if ends else None,
-        "sep_token": ends[-1] if ends else None,
-        "mask_token": "[MASK]" if tokenizer.token_to_id("[MASK]") is not None else None,
-    }
-    return {
-        # Reads tokenizer.json as it stands; BertTokenizer would build another one from the vocabulary.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": bundle.config.max_positions,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "clean_up_tokenization_spaces": False,
-        **{key: token for key, token in tokens.items() if token is not None},
-    }
+    """Writes one model with its tokenizer: config.json, model.safetensors, tokenizer.json, tokenizer_config.json; also
+    how a text's vector is made, where that is not the mean of all tokens that the encoder takes."""
+    longest = bundle.max_length if bundle.max_length < bundle.config.max_positions else None
+    sentence = SentenceSettings(bundle.pooling, bundle.normalize, longest)
+    save_pretrained(folder, bundle.config, bundle.merged(adapter), bundle.tokenizer, sentence)
 
 
 def folders(folder: pathlib.Path, bundle: Bundle) -> dict[str | None, pathlib.Path]:

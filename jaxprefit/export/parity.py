@@ -1,20 +1,21 @@
 """Whether an export computes what the encoder computes in JAX: vectors, ids, effect of each adapter, sizes of files."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprefit.data.encode import encode_text, pad_ids
+from jaxprefit.encoder.tokenization import encode_text, pad_ids
 from jaxprefit.encoder.transformer import Encoder
 from jaxprefit.errors import UserError
 from jaxprefit.export.bundle import Bundle
+from jaxprefit.runtime.results import record
 
-SCHEMA, VERSION = "jaxprefit.export", 1
 TOLERANCE = 1e-4
 """Largest absolute difference of a float32 export, for vectors with entries up to 1; beyond, in proportion."""
 LEAST_COSINE = 0.9
@@ -45,66 +46,61 @@ class Opened:
     logits: Callable[[np.ndarray, np.ndarray, str], np.ndarray] | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Reading:
-    """One variant of the encoder in one library, against JAX on the same texts.
-
-    Attributes:
-      library: its name and version.
-      adapter: its name; None is the bare backbone.
-      largest: absolute entry of the token vectors in JAX, the scale of what follows.
-      tokens: largest absolute difference over the real tokens' vectors.
-      sentences: likewise over sentence vectors.
-      cosine_least, cosine_mean: between a text's two sentence vectors.
-      effect: largest absolute difference to the bare backbone's token vectors in the same library; None for itself.
-      effect_in_jax: the same in JAX.
-      alone: largest absolute difference of a sentence vector between its text alone and in a batch of other texts.
-      logits: largest absolute difference of the class scores of the head of this name; None where there is none.
-    """
+    """One variant of the encoder in one library, against JAX on the same texts."""
 
     library: str
+    """Name and version of the library."""
     adapter: str | None
+    """Name of the adapter; null is the bare backbone."""
     largest: float
+    """Largest absolute entry of the token vectors in JAX, the scale of what follows."""
     tokens: float
+    """Largest absolute difference to JAX over the vectors of real tokens."""
     sentences: float
+    """Largest absolute difference to JAX over sentence vectors."""
     cosine_least: float
+    """Least cosine between a text's sentence vector and that of JAX."""
     cosine_mean: float
+    """Mean of these cosines."""
     effect: float | None
+    """Largest absolute difference to the bare backbone's token vectors in the same library; null for itself."""
     effect_in_jax: float | None
+    """The same in JAX."""
     alone: float
+    """Largest absolute difference of a sentence vector between its text alone and in a batch of other texts."""
     logits: float | None
+    """Largest absolute difference of the class scores of the head of this name; null where there is none."""
 
 
-@dataclasses.dataclass(frozen=True)
+@record
 class Report:
-    """What export.json holds.
+    """What an export holds, how far it is from the encoder in JAX, and how long it takes."""
 
-    Attributes:
-      schema, version: of this file.
-      format: of the export.
-      settings: it was written with.
-      texts: number of texts compared.
-      readings: one per library and variant.
-      same_ids: whether each library's own tokenizer cuts every text into the ids that JAX got.
-      skipped: libraries that are not installed, so that nothing is known of them.
-      files: bytes by relative path, without export.json itself.
-      milliseconds: a text, by what computes it and by shape 'texts x tokens'; medians. Empty where not measured.
-      ratios: of two times of the same repetition, medians, by 'what / what at shape'.
-      switch_milliseconds: to load an adapter and make it active; None where the format has no switch.
-    """
+    SCHEMA: ClassVar[str] = "jaxprefit.export"
+    VERSION: ClassVar[int] = 1
 
-    schema: str
-    version: int
     format: str
-    settings: Mapping[str, Any]
+    """Format of the export."""
+    settings: dict[str, bool | int | str]
+    """Settings it was written with."""
     texts: int
-    readings: Sequence[Reading]
-    same_ids: Mapping[str, bool]
-    skipped: Sequence[str]
-    files: Mapping[str, int]
-    milliseconds: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    ratios: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    switch_milliseconds: float | None = None
+    """Number of texts compared."""
+    readings: tuple[Reading, ...]
+    """One per library and variant."""
+    same_ids: dict[str, bool]
+    """Whether a library's own tokenizer cuts every text into the ids that JAX got."""
+    skipped: tuple[str, ...]
+    """Libraries that are not installed, so that nothing is known of them."""
+    files: dict[str, int]
+    """Bytes by relative path, without export.json itself."""
+    milliseconds: dict[str, dict[str, float]]
+    """Median wall time of a text, by what computes it and by shape, texts x tokens; empty where not measured."""
+    ratios: dict[str, float]
+    """Medians of the quotient of two times of the same repetition."""
+    switch_milliseconds: float | None
+    """Median time to load an adapter and make it active; null where the format has no switch."""
 
 
 def sample_texts(bundle: Bundle, number: int = 64, seed: int = 0) -> list[str]:
@@ -154,10 +150,12 @@ def compare(bundle: Bundle, opened: Sequence[Opened], texts: Sequence[str]) -> l
 
 
 def _batches(rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and mask of BATCH rows at a time, all of one length, so that JAX compiles once or twice."""
-    length = max(map(len, rows))
+    """Ids and mask of BATCH rows at a time, padded to a power of 4 or to the longest row, so that JAX compiles little."""
+    most = max(map(len, rows))
     for start in range(0, len(rows), BATCH):
-        yield pad_ids(rows[start : start + BATCH], length)
+        batch = rows[start : start + BATCH]
+        length = 4 ** math.ceil(math.log(max(map(len, batch)), 4))
+        yield pad_ids(batch, min(length, most))
 
 
 def _reading(
@@ -238,7 +236,10 @@ def check(
     """
     ids = {library.library: same_ids(bundle, library, texts) for library in opened}
     readings = compare(bundle, opened, texts)
-    report = Report(SCHEMA, VERSION, format_, settings, len(texts), readings, ids, skipped, {})
+    report = Report(
+        format=format_, settings=dict(settings), texts=len(texts), readings=tuple(readings), same_ids=ids,
+        skipped=tuple(skipped), files={}, milliseconds={}, ratios={}, switch_milliseconds=None,
+    )  # fmt: skip
     if problem := problems(report):
         raise UserError(f"the export differs from the encoder, so it is not kept: {problem}")
     return report

@@ -34,7 +34,7 @@ def _write_modules(folder: pathlib.Path, bundle: Bundle) -> None:
     pooling = {"word_embedding_dimension": bundle.config.hidden_size, f"pooling_mode_{mode}": True}
     general = {"prompts": dict(bundle.prompts), "default_prompt_name": None, "similarity_fn_name": "cosine"}
     for place in places[1:]:
-        (folder / place).mkdir()
+        (folder / place).mkdir(exist_ok=True)
     _write(folder / "modules.json", modules)
     _write(folder / "1_Pooling" / "config.json", pooling)
     # Without the pooler, which the file does not hold: it would be made up at random, with a warning.
