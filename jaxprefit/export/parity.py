@@ -150,7 +150,7 @@ def compare(bundle: Bundle, opened: Sequence[Opened], texts: Sequence[str]) -> l
 
 
 def _batches(rows: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids and mask of BATCH rows at a time, padded to a power of 4 or to the longest row, so that JAX compiles little."""
+    """Ids and mask of BATCH rows at a time, padded to a power of 4 or the longest row, so that JAX compiles little."""
     most = max(map(len, rows))
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
