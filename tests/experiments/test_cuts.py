@@ -6,23 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import run
 from golden.model_files import tokenizer
+from helpers import run
+from helpers.schemas import assert_valid
 from hypothesis import given
 from hypothesis import strategies as st
-from test_experiments import assert_valid
 
-from experiments import conflict, downstream, inspect_data, prefinetune
+import jaxprefit
+from experiments import conflict, inspect_data
+from experiments.common import assembly, prefinetuning, scoring
 from jaxprefit.data.builders import Source, prepare
-from jaxprefit.data.cuts import Cuts, sentence
-from jaxprefit.data.encode import counted_text, counted_words, encode_text, encode_words
-from jaxprefit.data.mixture import Rows, mixture
 from jaxprefit.data.packing import Layout
+from jaxprefit.data.rows import Rows
 from jaxprefit.downstream import cells, notes
 from jaxprefit.downstream.finetune import Finetuned, TaskData, cuts_of, encoded
 from jaxprefit.downstream.tasks import TaggingTask
+from jaxprefit.encoder.cuts import Cuts, sentence
+from jaxprefit.encoder.tokenization import counted_text, counted_words, encode_text, encode_words
 from jaxprefit.errors import UserError
 from jaxprefit.families import ClassificationFamily, NerFamily
+from jaxprefit.families.mixture import mixture
 from jaxprefit.families.mlm import MlmFamily
 
 TOKENIZER = tokenizer()
@@ -185,7 +188,7 @@ def test_every_program_counts_what_was_cut(
 ) -> None:
     changes = {"data.root": str(root), "data.ner.sources": ("long",), "strategy": "naive", "downstream.ner": ("long",)}
     config = run.config(cache, {**changes, "downstream.mode": "probe", "data.ner.rows": 4})
-    summary = prefinetune.run(config, tmp_path / "run")
+    summary = prefinetuning.run(config, tmp_path / "run")
     assert_valid(tmp_path / "run" / "summary.json", "prefinetune")
     ner, tc = summary["data"]["ner"], summary["data"]["tc"]
     counted = ner["sources"]["long"]
@@ -196,7 +199,7 @@ def test_every_program_counts_what_was_cut(
     shown = capsys.readouterr().out
     assert f"{counted['examples']:,} of {2 * counted['examples']:,} entities (50.0 %) were cut at data.ner" in shown
 
-    scores = downstream.run(config, tmp_path / "scores", str(tmp_path / "run"))
+    scores = scoring.run(config, tmp_path / "scores", str(tmp_path / "run"))
     assert_valid(tmp_path / "scores" / "scores.json", "scores")
     of = {task["task"]: task for task in scores["tasks"]}
     assert (of["long"]["cuts"]["test"]["entities"], of["long"]["cuts"]["test"]["cut_entities"]) == (80, 40)
@@ -210,6 +213,14 @@ def test_every_program_counts_what_was_cut(
     cuts = probe["cuts"]["ner"]["long"]
     assert cuts["texts"] == cuts["cut_texts"] == probe["examples"]["ner"]
     assert "entities (50.0 %) were cut" in capsys.readouterr().out
+
+    # The same rows are held out again; where they are not, that is told.
+    model = jaxprefit.load(tmp_path / "run")
+    assembly.reopen(model, config, tmp_path / "again")
+    assert capsys.readouterr().err == ""
+    model.meta["data"]["ner"]["long"] = model.meta["data"]["ner"]["long"].rpartition("-")[0]
+    assembly.reopen(model, config, tmp_path / "again")
+    assert "held-out numbers may be of rows it has seen" in capsys.readouterr().err
 
     inspected = inspect_data.run(config, tmp_path / "inspection")
     (source,) = (s for s in inspected["sources"] if s["source"] == "long")
@@ -239,12 +250,12 @@ def test_text_that_the_tokenizer_does_not_know_is_refused(tmp_path: Path) -> Non
 def test_a_source_of_which_every_row_stands_in_a_test_is_named(root: Path, cache: Path, tmp_path: Path) -> None:
     changes = {"data.root": str(root), "data.ner.sources": ("long",), "downstream.ner": ("long",)}
     with pytest.raises(UserError, match=r"source 'long': all of its 200 rows stand in a test set"):
-        prefinetune.run(run.config(cache, {**changes, "data.drop_overlap": "exact"}), tmp_path / "run")
+        prefinetuning.run(run.config(cache, {**changes, "data.drop_overlap": "exact"}), tmp_path / "run")
 
 
 def test_a_family_of_too_few_rows_for_a_held_out_one_is_told(
     cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = {"data.tc.sources": ("generated:pairs?rows=9&seed=2",), "data.ner.sources": (), "strategy": "individual_tc"}
-    summary = prefinetune.run(run.config(cache, few), tmp_path / "run")
+    summary = prefinetuning.run(run.config(cache, few), tmp_path / "run")
     assert summary["held_out"] == {} and "no source of tc has the 10 rows" in capsys.readouterr().err
