@@ -32,22 +32,23 @@ _LESS_MEMORY = "take fewer data.*.rows, or data.tc.chunk_rows, run.accumulate or
 _WORKDIR = "Folder for everything that is written; created, or continued."
 
 
-def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> None:
+def run(main: Callable[..., Any], doc: str, config: str = "", folder: str = "workdir", **extra: str) -> None:
     """Parses flags and calls main(config, workdir, **extra); a UserError becomes one line on stderr and status 2.
 
     So do SIGINT (status 130) and SIGTERM (status 75), after which the same command continues.
 
-    `config` is the default config file; `extra` are names of further string flags with their help texts.
+    `config` is the default config file, `folder` the flag that names the workdir; `extra` are names of further string
+    flags with their help texts.
     """
     config_flag = config_flags.DEFINE_config_file(
         "config", config or None, "Config file, such as configs/minilm.py; any leaf: --config.optimizer.steps=100"
     )
-    workdir = flags.DEFINE_string("workdir", None, _WORKDIR)
+    workdir = flags.DEFINE_string(folder, None, _WORKDIR)
     more = {name: flags.DEFINE_string(name, "", text) for name, text in extra.items()}
 
     def parse(argv: Sequence[str]) -> list[str]:
         if {"--help", "-h", "-help"} & set(argv):
-            print(_help(doc, {"workdir": _WORKDIR, **extra}, _config_file(argv, config)))
+            print(_help(doc, {folder: _WORKDIR, **extra}, _config_file(argv, config)))
             sys.exit(0)
         try:
             argv = [_at_home(argument) for argument in argv]
@@ -76,10 +77,10 @@ def run(main: Callable[..., Any], doc: str, config: str = "", **extra: str) -> N
                     )
                 raise UserError("--config is missing; for example --config=configs/minilm.py")
             if not workdir.value:
-                raise UserError("--workdir is missing; for example --workdir=runs/first")
-            folder = user_path(workdir.value)
-            _keep_compiled(settings, folder)
-            main(settings, folder, **{name: f.value for name, f in more.items()})
+                raise UserError(f"--{folder} is missing; for example --{folder}=runs/first")
+            place = user_path(workdir.value)
+            _keep_compiled(settings, place)
+            main(settings, place, **{name: f.value for name, f in more.items()})
         except UserError as e:
             _fail(str(e))
         except OSError as e:  # no permission, no space, a folder where a file should be
