@@ -1,3 +1,12 @@
 """The result files of the programs: name of the file's schema -> the record it holds."""
 
-RESULT_FILES: dict[str, type] = {}
+from experiments.common.conflict_results import AblationCell, Trial
+from jaxprefit.conflict.report.results import ConflictReport
+from jaxprefit.representations.results import RepresentationsReport
+
+RESULT_FILES: dict[str, type] = {
+    "ablation_cell": AblationCell,
+    "conflict": ConflictReport,
+    "representations": RepresentationsReport,
+    "trial": Trial,
+}
