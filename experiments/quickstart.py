@@ -24,9 +24,12 @@ from experiments.common import cli, family_data, prefinetuning, scoring
 from experiments.common.workdirs import owned
 from jaxprefit.conflict.report import document as conflict_report
 from jaxprefit.conflict.report import figures, page
+from jaxprefit.conflict.report.results import ConflictReport
+from jaxprefit.conflict.results import ProbeSection
 from jaxprefit.errors import UserError
 from jaxprefit.render import html
 from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime.results import to_json
 from jaxprefit.runtime.terminal import printable
 
 SUMMARY_VERSION = 1
@@ -54,8 +57,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
             "tc_accuracy": scores["average"]["tc"],
             "tasks": scores["tasks"],
         }
-    found = conflict.run(config, workdir / "conflict", str(workdir / "naive"), show=False)
-    (pair,) = found["probe"]["pairs"]
+    report = conflict.run(config, workdir / "conflict", str(workdir / "naive"), show=False)
+    assert report.probe is not None  # what mode probe measures
+    (pair,) = report.probe.pairs
+    blocks = {**pair.blocks.layer, **pair.blocks.whole}
     summary = {
         "schema": "jaxprefit.quickstart",
         "version": SUMMARY_VERSION,
@@ -64,12 +69,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> dict[str, Any]:
         "steps": config.optimizer.steps,
         "device": trained["device"],
         "strategies": results,
-        "conflict": pair["blocks"]["layer"] | pair["blocks"]["whole"],
+        "conflict": {name: to_json(block) for name, block in blocks.items()},
     }
     write_json(workdir / "summary.json", summary)
-    write_report(workdir, summary, found)
+    write_report(workdir, summary, report, report.probe)
     print_table(summary)
-    conflict_report.print_tables(found, ("layer",))
+    conflict_report.print_tables(report, ("layer",))
     seconds = time.perf_counter() - begin
     print(printable(f"wrote {workdir / 'report.html'} and {workdir / 'summary.json'}  ({seconds:.0f} s)"))
     return summary
@@ -98,7 +103,7 @@ def print_table(summary: dict[str, Any]) -> None:
     Console(width=100).print(table)
 
 
-def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str, Any]) -> None:
+def write_report(workdir: pathlib.Path, summary: dict[str, Any], report: ConflictReport, probe: ProbeSection) -> None:
     """report.html with everything inside, and its plots as PNG files beside it."""
     pictures = {"scores": (scores_figure(summary), "Downstream NER F1 against TC accuracy, one point a strategy")}
     text = (
@@ -113,11 +118,11 @@ def write_report(workdir: pathlib.Path, summary: dict[str, Any], found: dict[str
             "Strategies",
             [html.paragraph(text), html.picture(*pictures["scores"]), html.table(HEADER, rows(summary))],
         ),
-        ("Conflict in the naive run: per layer", page.layers(found)),
-        ("Conflict in the naive run: per matrix", page.modules(found)),
+        ("Conflict in the naive run: per layer", page.layers(report)),
+        ("Conflict in the naive run: per matrix", page.modules(probe)),
     ]
     write_text(workdir / "report.html", html.page("jaxprefit quickstart", sections))
-    (pair,) = found["probe"]["pairs"]
+    (pair,) = probe.pairs
     drawn = {"scores": pictures["scores"][0], "layers": figures.layers(pair), "modules": figures.modules(pair)}
     for name, figure in drawn.items():
         (workdir / f"{name}.png").write_bytes(html.png(figure))

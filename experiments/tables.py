@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from experiments.common import cli
 from experiments.common.workdirs import owned
 from jaxprefit.conflict.report import document as conflict_report
+from jaxprefit.conflict.report.results import ConflictReport
 from jaxprefit.errors import UserError
 from jaxprefit.render.tables import markdown
 from jaxprefit.runtime.files import read_json, write_json, write_text
 from jaxprefit.runtime.paths import user_path
+from jaxprefit.runtime.results import from_json
 from jaxprefit.runtime.terminal import lines
 
 ORDER = (
@@ -47,7 +49,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, runs: str) -> str:
         if not (kind := KINDS.get(content.get("schema", ""))):
             continue
         try:
-            if kind == "conflict" and not (content["version"] == conflict_report.VERSION and content["probe"]):
+            if kind == "conflict" and not (content["version"] == ConflictReport.VERSION and content["probe"]):
                 continue  # of an older version, or without the section shown here
             TABLES[kind]([content])
             found[kind].append(_without_folders(content))
@@ -180,11 +182,13 @@ def conflicts(contents: list[dict[str, Any]]) -> list[str]:
     """The conflict reports, per layer."""
     lines = []
     for c in contents:
-        run, probe = c["run"], c["probe"]
-        title = f"Conflict: {run['strategy']}, step {run['step']}, {probe['rounds']} rounds, probe seed {probe['seed']}"
-        for pair in probe["pairs"]:
-            blocks = {**pair["blocks"]["layer"], **pair["blocks"]["whole"]}
-            lines += markdown(title, conflict_report.header(*pair["families"]), conflict_report.rows(blocks))
+        report = from_json(c, ConflictReport, "conflict.json")
+        run, probe = report.run, report.probe
+        assert probe is not None  # reports without one are left out
+        title = f"Conflict: {run.strategy}, step {run.step}, {probe.rounds} rounds, probe seed {probe.seed}"
+        for pair in probe.pairs:
+            blocks = {**pair.blocks.layer, **pair.blocks.whole}
+            lines += markdown(title, conflict_report.header(*pair.families), conflict_report.rows(blocks))
     return lines
 
 

@@ -25,7 +25,6 @@ data.root, data.cache and model.path where given.
 import hashlib
 import json
 import pathlib
-from typing import Any
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -38,12 +37,15 @@ from experiments.common.workdirs import owned
 from experiments.conflict import ablate, comparison, probe
 from jaxprefit.conflict import advice, online
 from jaxprefit.conflict.report import document, page, verdicts
+from jaxprefit.conflict.report.results import ConflictReport, ReportedRun
 from jaxprefit.encoder import lora
 from jaxprefit.encoder.transformer import EncoderConfig
 from jaxprefit.errors import UserError
 from jaxprefit.model import Model
 from jaxprefit.render.html import page as html_page
-from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.representations.results import RepresentationsReport
+from jaxprefit.runtime import results
+from jaxprefit.runtime.files import write_text
 from jaxprefit.runtime.paths import user_path
 from jaxprefit.runtime.terminal import lines, printable
 from jaxprefit.strategies import make
@@ -51,32 +53,34 @@ from jaxprefit.training.checkpoints import PLACES
 
 
 @owned("conflict")
-def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool = True) -> dict[str, Any]:
-    """Measures what conflict.mode names, writes the report, prints it where `show`, and returns conflict.json."""
+def run(config: ConfigDict, workdir: pathlib.Path, checkpoint: str, show: bool = True) -> ConflictReport:
+    """Measures what conflict.mode names, writes the report, prints it where `show`, and returns it."""
     if not checkpoint:
         raise UserError("--checkpoint is missing; give the workdir of a run that trained two families together")
     check(config)
     file, mode = workdir / "conflict.json", config.conflict.mode
     if mode == "compare":
-        about = dict.fromkeys(("strategy", "aggregator", "step", "seed", "families", "fingerprint"))
-        about = {"checkpoint": checkpoint, **about}
-        there = document.content(about, {}, file)  # another report here is refused before anything is measured
-        sections = {"compare": comparison.measure(config, workdir, checkpoint.split(","), run, identify)}
+        about = ReportedRun(
+            checkpoint=checkpoint, strategy=None, aggregator=None, step=None, seed=None, families=None, fingerprint=None
+        )
+        earlier = document.content(about, {}, file)  # another report here is refused before anything is measured
+        runs = comparison.measure(config, workdir, checkpoint.split(","), run, identify)
+        sections: dict[str, document.Section] = {"compare": runs}
         title = "Gradient conflict: runs side by side"
     else:
         model = jaxprefit.load(checkpoint)
         shared, about = shared_paths(model, checkpoint), identity(model, checkpoint)
-        there = document.content(about, {}, file)
-        sections = _measure(config, workdir, model, shared, there)
-        title = f"Gradient conflict: {about['strategy']}, step {about['step']}"
+        earlier = document.content(about, {}, file)
+        sections = _measure(config, workdir, model, shared, earlier)
+        title = f"Gradient conflict: {about.strategy}, step {about.step}"
     result = document.content(about, sections, file)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(file, result)
-    if there["advice"] and not result["advice"]:  # drawn from evidence that has changed
+    results.write(file, result)
+    if earlier.advice and not result.advice:  # drawn from evidence that has changed
         (workdir / "advice.json").unlink(missing_ok=True)
     write_text(workdir / "conflict.html", html_page(title, page.sections(result)))
-    if mode == "advise":
-        write_json(workdir / "advice.json", result["advice"]["lora"])
+    if mode == "advise" and result.advice:
+        results.write(workdir / "advice.json", result.advice.lora)
     if show:
         if mode == "probe":
             document.print_tables(result)
@@ -97,41 +101,43 @@ def shared_paths(model: Model, checkpoint: str) -> list[str]:
     return shared
 
 
-def identify(checkpoint: str) -> dict[str, Any]:
+def identify(checkpoint: str) -> ReportedRun:
     """`identity` of the run at `checkpoint`. Raises UserError where it is none to analyse."""
     model = jaxprefit.load(checkpoint)
     shared_paths(model, checkpoint)
     return identity(model, checkpoint)
 
 
-def identity(model: Model, checkpoint: str) -> dict[str, Any]:
+def identity(model: Model, checkpoint: str) -> ReportedRun:
     """Which run a report is about."""
     meta = model.meta
     settings = {k: v for k, v in flatten_dict(meta["config"], sep=".").items() if k not in PLACES}
     content = json.dumps([settings, meta["data"], meta["encoder"], meta["step"]], sort_keys=True)
-    return {
-        "checkpoint": checkpoint,
-        "strategy": model.strategy.name,
-        "aggregator": meta["config"]["aggregator"],
-        "step": meta["step"],
-        "seed": meta["config"]["seed"],
-        "families": list(model.strategy.families),
-        "fingerprint": hashlib.sha256(content.encode()).hexdigest()[:12],
-    }
+    return ReportedRun(
+        checkpoint=checkpoint,
+        strategy=model.strategy.name,
+        aggregator=meta["config"]["aggregator"],
+        step=meta["step"],
+        seed=meta["config"]["seed"],
+        families=tuple(model.strategy.families),
+        fingerprint=hashlib.sha256(content.encode()).hexdigest()[:12],
+    )
 
 
 def _measure(
-    config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], there: dict[str, Any]
-) -> dict[str, Any]:
-    """The sections of one mode; `there` is the report so far."""
-    mode, checkpoint = config.conflict.mode, user_path(there["run"]["checkpoint"])
+    config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], earlier: ConflictReport
+) -> dict[str, document.Section]:
+    """The sections of one mode; `earlier` is the report so far."""
+    mode, checkpoint = config.conflict.mode, user_path(earlier.run.checkpoint)
     if mode == "probe":
         return {"probe": probe.measure(config, workdir, model, shared, str(checkpoint))}
     if mode == "represent":
         start = start_encoder(assembly.original(model, config, workdir), family_data.cache_folder(config, workdir))
         plain = Model(start.config, {"backbone": start.params}, start.tokenizer, make("none", ()), {})
         models = {"start": plain, model.strategy.name: model}
-        return {"representations": hidden_states.measure_models(config, workdir, models)}
+        content = hidden_states.measure_models(config, workdir, models)
+        measured = results.from_json(content, RepresentationsReport, "representations")
+        return {"representations": measured}
     if mode == "ablate":
         return {"ablation": ablate.measure(config, workdir, model, shared)}
     if mode == "online":
@@ -139,9 +145,9 @@ def _measure(
         families = model.strategy.families
         logged = online.read(folder / "metrics.jsonl", families, model.meta["step"])
         return {"online": online.content(logged, families, config.conflict.windows)}
-    if there["probe"] is None:
+    if earlier.probe is None:
         raise UserError(f"{workdir} holds no probe to advise from; run mode probe with the same workdir first")
     own = model.meta["config"]["lora"]
     spec = lora.LoraSpec(own["last_layers"], tuple(own["targets"]), own["rank"], own["alpha"])
-    rows = there["ablation"]["rows"] if there["ablation"] else None
-    return {"advice": advice.advise(there["probe"]["pairs"], rows, spec, EncoderConfig(**model.meta["encoder"]))}
+    rows = earlier.ablation.rows if earlier.ablation else None
+    return {"advice": advice.advise(earlier.probe.pairs, rows, spec, EncoderConfig(**model.meta["encoder"]))}

@@ -12,21 +12,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.common import assembly, family_data
+from experiments.common.conflict_results import AblationCell
 from jaxprefit import gram
 from jaxprefit.conflict import ablation
 from jaxprefit.conflict.blocks import ordered
+from jaxprefit.conflict.results import AblationSection
 from jaxprefit.errors import UserError
 from jaxprefit.model import Model
-from jaxprefit.runtime.files import write_json
+from jaxprefit.runtime import results
 from jaxprefit.surgery import METHODS
 from jaxprefit.training import loop, train_step
 from jaxprefit.training.checkpoints import PLACES
 
-CELL_VERSION = 1
-_HEAD = {"schema": "jaxprefit.ablation_cell", "version": CELL_VERSION}
 
-
-def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str]) -> dict[str, Any]:
+def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str]) -> AblationSection:
     """The section 'ablation'. Cells that are there already are read, not trained again.
 
     Raises UserError for an aggregator under which all else would not be equal.
@@ -52,18 +51,24 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
             file = workdir / "ablation" / f"{variant.name}_{seed}_{_fingerprint(cell_config, variant, model)}.json"
             if not file.exists():
                 losses = train_cell(cell_config, variant, held_out, file.with_suffix(""))
-                about = {"variant": variant.name, "says": variant.says, "seed": seed}
-                write_json(file, {**_HEAD, **about, "steps": cell_config.optimizer.steps, "losses": losses})
-            cells[variant.name, seed] = read_cell(file)
+                cell = AblationCell(
+                    variant=variant.name,
+                    says=variant.says,
+                    seed=seed,
+                    steps=cell_config.optimizer.steps,
+                    losses={family: tuple(values) for family, values in losses.items()},
+                )
+                results.write(file, cell)
+            cells[variant.name, seed] = read_cell(file).losses
             means = ", ".join(f"{f} {np.mean(x):.4f}" for f, x in cells[variant.name, seed].items())
             print(f"{variant.says}, seed {seed}: held-out losses {means}")
-    return {
-        "steps": c.steps,
-        "seeds": list(c.seeds),
-        "batches": {name: len(batches) for name, batches in held_out.items()},
-        "batch_tokens": {name: family_data.layout(run_config, name).tokens for name in held_out},
-        "rows": ablation.content(cells, order),
-    }
+    return AblationSection(
+        steps=c.steps,
+        seeds=tuple(c.seeds),
+        batches={name: len(batches) for name, batches in held_out.items()},
+        batch_tokens={name: family_data.layout(run_config, name).tokens for name in held_out},
+        rows=ablation.content(cells, order),
+    )
 
 
 def check_aggregator(name: str) -> None:
@@ -75,16 +80,13 @@ def check_aggregator(name: str) -> None:
         )
 
 
-def read_cell(file: pathlib.Path) -> dict[str, list[float]]:
-    """The losses of a finished cell. Raises UserError where `file` is none of this version."""
+def read_cell(file: pathlib.Path) -> AblationCell:
+    """A finished cell. Raises UserError where `file` is none of this version."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict) or {k: found.get(k) for k in _HEAD} != _HEAD or "losses" not in found:
-        raise UserError(f"{file} is no cell of version {CELL_VERSION}; delete it, and it is trained again")
-    losses: dict[str, list[float]] = found["losses"]
-    return losses
+        return results.read(file, AblationCell)
+    except UserError as e:
+        version = AblationCell.VERSION
+        raise UserError(f"{file} is no cell of version {version}; delete it, and it is trained again ({e})") from None
 
 
 def configured(config: ConfigDict, variant: ablation.Variant, seed: int, steps: int) -> ConfigDict:

@@ -3,11 +3,12 @@
 import copy
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxprefit.conflict.report import document
+from jaxprefit.conflict.report.results import ConflictReport, ReportedRun
+from jaxprefit.conflict.results import ComparedRun
 from jaxprefit.errors import UserError
 from jaxprefit.runtime.files import read_json
 from jaxprefit.runtime.paths import user_path
@@ -17,15 +18,15 @@ def measure(
     config: ConfigDict,
     workdir: pathlib.Path,
     paths: Sequence[str],
-    probe: Callable[..., dict[str, Any]],
-    identify: Callable[[str], dict[str, Any]],
-) -> list[dict[str, Any]]:
+    probe: Callable[..., ConflictReport],
+    identify: Callable[[str], ReportedRun],
+) -> tuple[ComparedRun, ...]:
     """The section 'compare': one entry for each report's folder, or run, which is then probed below `workdir`.
 
     A probe that is there already stands where it is of the same run, step and settings. Raises UserError where the
     report there is on another run (`identify`: a checkpoint -> which run it is).
     """
-    found, named = [], [_name(p) for p in paths]
+    runs, named = [], [_name(p) for p in paths]
     if len(paths) < 2 or len({*named}) < len(named):
         raise UserError(f"--checkpoint={','.join(paths)}: mode compare takes two or more of different names")
     one = copy.deepcopy(config)
@@ -34,17 +35,30 @@ def measure(
         folder = user_path(path)
         if not (folder / "conflict.json").is_file():
             folder = workdir / name
-            there = document.content(identify(path), {}, folder / "conflict.json")["probe"]
-            if not there or any(there[key] != config.conflict[key] for key in ("rounds", "seed")):
+            earlier = document.content(identify(path), {}, folder / "conflict.json").probe
+            if not earlier or (earlier.rounds, earlier.seed) != (config.conflict.rounds, config.conflict.seed):
                 probe(one, folder, path, show=False)
-        content = document.read(folder / "conflict.json")
-        if content["probe"] is None:
-            raise UserError(f"{folder / 'conflict.json'} holds no probe; run mode probe there first")
-        about = {k: content["run"][k] for k in ("strategy", "aggregator", "step", "seed")}
-        measured = {k: content["probe"][k] for k in ("rounds", "batch_tokens", "pairs")}
-        losses = _held_out(user_path(content["run"]["checkpoint"]), content["run"]["step"])
-        found.append({"name": name, **about, "held_out": losses, **measured})
-    return found
+        runs.append(_compared(name, folder / "conflict.json"))
+    return tuple(runs)
+
+
+def _compared(name: str, file: pathlib.Path) -> ComparedRun:
+    """What a comparison shows of one report. Raises UserError where it holds no probe of one run."""
+    report = document.read(file)
+    run, probe = report.run, report.probe
+    if probe is None or run.strategy is None or run.aggregator is None or run.step is None or run.seed is None:
+        raise UserError(f"{file} holds no probe; run mode probe there first")
+    return ComparedRun(
+        name=name,
+        strategy=run.strategy,
+        aggregator=run.aggregator,
+        step=run.step,
+        seed=run.seed,
+        held_out=_held_out(user_path(run.checkpoint), run.step),
+        rounds=probe.rounds,
+        batch_tokens=probe.batch_tokens,
+        pairs=probe.pairs,
+    )
 
 
 def _name(path: str) -> str:

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 
 from jaxprefit.conflict import adam_metric, curvature, noise
-from jaxprefit.conflict.describe import number
+from jaxprefit.conflict.blocks import interval, number
 from jaxprefit.conflict.inner_products import expected
 from jaxprefit.conflict.lookahead import look_ahead
 from jaxprefit.conflict.probe import Grams
+from jaxprefit.conflict.results import Affinity, CurvatureSection, IntervalEstimate, Matrix, TriadReport
 from jaxprefit.gram import Flat
 from jaxprefit.significance import mean_interval
 from jaxprefit.training import optim, train_step
@@ -36,16 +37,18 @@ class Inputs(NamedTuple):
     whole: Grams  # of all shared parameters, in Adam's metric
 
 
-def measure(given: Inputs, steps: int) -> dict[str, Any]:
-    """The parts 'affinity' and 'curvature': of `steps` updates a family, each from a batch of its own, at the peak
-    learning rate of the run's backbone, without momentum.
+def measure(given: Inputs, steps: int) -> tuple[Affinity, CurvatureSection] | None:
+    """The parts 'affinity' and 'curvature' of a report; None where a family has no held-out batch.
+
+    They are of `steps` updates a family, each from a batch of its own, at the peak learning rate of the run's backbone,
+    without momentum.
 
     The tragic triad is in Adam's metric P, where that update is a plain gradient step: gradients P^1/2 g and Hessians
     P^1/2 H P^1/2 of the sum of the losses, each times its family's factor.
     """
     names, rate = list(given.setup.families), given.optimizer.backbone_lr
     if not all(given.held[name] for name in names):
-        return {"affinity": None, "curvature": None}
+        return None
     tried, bent, root = [], [], adam_metric.view(given.metric)
     factors = dict(zip(names, given.factors.tolist()))
 
@@ -82,8 +85,14 @@ def measure(given: Inputs, steps: int) -> dict[str, Any]:
         bent.append(bends({name: d.batch for name, d in drawn.items()}, gradients, updates))
     measured, first, second = (_matrix(np.asarray([t[k] for t in tried])) for k in range(3))
     held = {name: len(given.held[name]) for name in names}
-    affinity = {"steps": steps, "held_out_batches": held, "learning_rate": rate}
-    affinity |= {"measured": measured, "first_order": first, "second_order": second}
+    affinity = Affinity(
+        steps=steps,
+        held_out_batches=held,
+        learning_rate=rate,
+        measured=measured,
+        first_order=first,
+        second_order=second,
+    )
     *along, joint, lipschitz = np.asarray(bent).T
     triads = []
     for i in range(len(names)):
@@ -91,18 +100,15 @@ def measure(given: Inputs, steps: int) -> dict[str, Any]:
             pair = (expected(given.whole.groups) * np.outer(given.factors, given.factors))[np.ix_((i, j), (i, j))]
             _, *bounds = (float(x) for x in noise.corrected_cosine(given.whole.groups, i, j))
             triad = curvature.tragic_triad(pair, (bounds[0], bounds[1]), joint, lipschitz, rate)
-            triads.append({"families": [names[i], names[j]], **triad._asdict()})
-    return {
-        "affinity": affinity,
-        "curvature": {
-            "steps": steps,
-            "metric": "adam",
-            "along_update": {name: _mean(x) for name, x in zip(names, along)},
-            "joint": _mean(joint),
-            "lipschitz": _mean(lipschitz),
-            "triads": triads,
-        },
-    }
+            triads.append(TriadReport(families=(names[i], names[j]), **triad._asdict()))
+    return affinity, CurvatureSection(
+        steps=steps,
+        metric="adam",
+        along_update={name: _mean(x) for name, x in zip(names, along)},
+        joint=_mean(joint),
+        lipschitz=_mean(lipschitz),
+        triads=tuple(triads),
+    )
 
 
 def _total(parts: Iterable[Flat]) -> dict[str, jax.Array]:
@@ -114,12 +120,12 @@ def _times(factor: float, parts: Flat) -> dict[str, jax.Array]:
     return {path: factor * x for path, x in parts.items()}
 
 
-def _matrix(values: np.ndarray) -> list[list[dict[str, Any]]]:
+def _matrix(values: np.ndarray) -> Matrix:
     """[steps, F, F] -> [i][j] the mean with its interval over the steps."""
-    return [[_mean(values[:, i, j]) for j in range(values.shape[2])] for i in range(values.shape[1])]
+    return tuple(tuple(_mean(values[:, i, j]) for j in range(values.shape[2])) for i in range(values.shape[1]))
 
 
-def _mean(values: np.ndarray) -> dict[str, Any]:
+def _mean(values: np.ndarray) -> IntervalEstimate:
     """Mean over steps [n] with Student's t interval."""
     _, low, high, _ = mean_interval(values)
-    return {"value": number(np.mean(values), 9), "interval": [number(low, 9), number(high, 9)]}
+    return IntervalEstimate(value=number(np.mean(values), 9), interval=interval(low, high, 9))

@@ -2,7 +2,6 @@
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,8 +14,8 @@ from experiments.conflict import lookahead
 from jaxprefit import gram
 from jaxprefit.checkpoints import reader
 from jaxprefit.conflict import adam_metric, blocks, lora_gauge
-from jaxprefit.conflict.describe import transfer_matrix
 from jaxprefit.conflict.probe import View, probe
+from jaxprefit.conflict.results import Adapters, CutCounts, ProbeSection
 from jaxprefit.encoder.cuts import Cuts, sentence
 from jaxprefit.families import mixture
 from jaxprefit.gram import Flat
@@ -28,7 +27,7 @@ from jaxprefit.surgery import METHODS
 from jaxprefit.training import optim, train_step
 
 
-def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], path: str) -> dict[str, Any]:
+def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: list[str], path: str) -> ProbeSection:
     """The section 'probe' of the checkpoint at `path`; grams.npz with the raw Gram matrices beside it."""
     saved, data, setup = assembly.reopen(model, config, workdir)
     families, optimizer = list(setup.families), optim.OptimizerConfig(**saved.optimizer.to_dict())
@@ -69,22 +68,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     if joint:
         whole = gram.regroup(found["gradient"], gram.GROUPINGS["whole"])["whole"]
         means = means * _combined_factor(whole.rounds, means, optimizer.clip_norm)
-    section = {
-        "rounds": rounds,
-        "batch_tokens": {name: family_data.layout(saved, name).tokens for name in families},
-        "examples": {name: sum(drawn[name].values()) for name in families},
-        "rows": {name: sum(rows[name].values()) for name in families},
-        "repeated": repeated,
-        "seed": config.conflict.seed,
-        "pairs": blocks.pairs(plain, families, found.get("adam"), repeated),
-        "transfer": {
-            view: transfer_matrix(gram.regroup(found[view], gram.GROUPINGS["whole"])["whole"].groups, scale)
-            for view, scale in (("gradient", None), ("adam", means))
-            if view in found
-        },
-        "adapters": lora_gauge.undefined(directions)._asdict() if directions else None,
-    }
-    section |= {"affinity": None, "curvature": None}
+    tried = None
     if config.conflict.lookahead and "adam" in views:
         whole = gram.regroup(found["adam"], gram.GROUPINGS["whole"])["whole"]
         held = {
@@ -92,19 +76,35 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
             for name, d in data.items()
             if name in families
         }
-        section |= lookahead.measure(
-            lookahead.Inputs(setup, flat, shared, gradient, streams, held, metric, means, optimizer, whole),
-            config.conflict.lookahead,
-        )
-    section["cuts"] = {  # of all batches drawn
-        name: {source: Cuts(*cuts).report() for source, cuts in stream.get_state()["cuts"].items()}
+        inputs = lookahead.Inputs(setup, flat, shared, gradient, streams, held, metric, means, optimizer, whole)
+        tried = lookahead.measure(inputs, config.conflict.lookahead)
+    cuts = {  # of all batches drawn
+        name: {source: Cuts(*counts) for source, counts in stream.get_state()["cuts"].items()}
         for name, stream in streams.items()
     }
+    section = ProbeSection(
+        rounds=rounds,
+        batch_tokens={name: family_data.layout(saved, name).tokens for name in families},
+        examples={name: sum(drawn[name].values()) for name in families},
+        rows={name: sum(rows[name].values()) for name in families},
+        repeated=tuple(repeated),
+        seed=config.conflict.seed,
+        pairs=blocks.pairs(plain, families, found.get("adam"), repeated),
+        transfer={
+            view: blocks.transfer_matrix(gram.regroup(found[view], gram.GROUPINGS["whole"])["whole"].groups, scale)
+            for view, scale in (("gradient", None), ("adam", means))
+            if view in found
+        },
+        adapters=Adapters(**lora_gauge.undefined(directions)._asdict()) if directions else None,
+        affinity=tried and tried[0],
+        curvature=tried and tried[1],
+        cuts={name: {s: CutCounts(**c.report()) for s, c in by_source.items()} for name, by_source in cuts.items()},
+    )
     for stream in streams.values():
         stream.close()
-    for name, of in section["cuts"].items():
-        if (cuts := Cuts.total(Cuts(**c) for c in of.values())).cut_texts:
-            print(f"{name}: {sentence(cuts.report())} {'windowed' if data[name].family.windows else 'cut'}")
+    for name, by_source in cuts.items():
+        if (total := Cuts.total(by_source.values())).cut_texts:
+            print(f"{name}: {sentence(total.report())} {'windowed' if data[name].family.windows else 'cut'}")
     workdir.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{view}:{block}:{part}": x

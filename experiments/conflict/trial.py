@@ -3,7 +3,7 @@
 import copy
 import json
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -13,25 +13,33 @@ from ml_collections import ConfigDict
 import jaxprefit
 from experiments.common import assembly, family_data, prefinetuning, scoring, tasks
 from experiments.common.checks import check
+from experiments.common.conflict_results import (
+    Change,
+    OverSeeds,
+    Placements,
+    Trial,
+    TrialDownstream,
+    TrialLosses,
+    TrialPlacement,
+    TrialTask,
+)
 from experiments.common.workdirs import owned
 from jaxprefit.conflict import ablation
 from jaxprefit.encoder import lora
 from jaxprefit.errors import UserError
 from jaxprefit.render.tables import bounds, escaped, markdown, signed
-from jaxprefit.runtime.files import write_json, write_text
+from jaxprefit.runtime import results
+from jaxprefit.runtime.files import write_text
 from jaxprefit.runtime.paths import user_path
 from jaxprefit.runtime.terminal import lines
 from jaxprefit.significance import spread
 from jaxprefit.training import train_step
 
-TRIAL_VERSION = 1
-
-
 PLACEMENTS = ("default", "advised")
 
 
 @owned("conflict_trial")
-def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any]:
+def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> Trial:
     """Trains and scores what is not there yet, and returns what trial.json holds."""
     check(config)
     configs = {"default": of_placement(config, {}), "advised": of_placement(config, read(advice))}
@@ -53,19 +61,19 @@ def run(config: ConfigDict, workdir: pathlib.Path, advice: str) -> dict[str, Any
                 losses[placement].setdefault(family, []).append(values)
             if config.downstream.ner or config.downstream.tc:
                 scores[placement].append(scoring.score_model(c, folder / "downstream", model, str(folder)))
-    content = {
-        "schema": "jaxprefit.trial",
-        "version": TRIAL_VERSION,
-        "start": pathlib.Path(config.model.path).name or "random",
-        "steps": config.optimizer.steps,
-        "seeds": seeds,
-        "lora": {p: {**configs[p].lora.to_dict(), "parameters": parameters[p]} for p in PLACEMENTS},
-        "held_out": compared(losses),
-        "downstream": {"settings": scores["default"][0]["downstream"] if scores["default"] else None,
-                       "tasks": scores_by_task(scores)},
-    }  # fmt: skip
+    placements = {p: TrialPlacement(**configs[p].lora.to_dict(), parameters=parameters[p]) for p in PLACEMENTS}
+    content = Trial(
+        start=pathlib.Path(config.model.path).name or "random",
+        steps=config.optimizer.steps,
+        seeds=tuple(seeds),
+        lora=Placements(**placements),
+        held_out=compared(losses),
+        downstream=TrialDownstream(
+            settings=scores["default"][0]["downstream"] if scores["default"] else None, tasks=scores_by_task(scores)
+        ),
+    )
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "trial.json", content)
+    results.write(workdir / "trial.json", content)
     text = "\n".join(report(content))
     write_text(workdir / "trial.md", text)
     print(lines(text))
@@ -105,53 +113,67 @@ def held_out(config: ConfigDict, folder: pathlib.Path, model: jaxprefit.Model, s
     return found
 
 
-def compared(losses: dict[str, dict[str, list[list[float]]]]) -> dict[str, Any]:
+def compared(losses: dict[str, dict[str, list[list[float]]]]) -> dict[str, TrialLosses]:
     """Family -> mean losses, and advised minus default with its interval."""
-    out: dict[str, Any] = {}
-    for family, default in losses["default"].items():
-        values = {p: np.asarray(losses[p][family]) for p in PLACEMENTS}
-        out[family] = {
-            "batches": len(default[0]),
-            **{p: spread([float(x) for x in v.mean(1)]) for p, v in values.items()},
-            "effect": ablation.effect(values["default"], values["advised"]),
-        }
-    return out
+    return {
+        family: TrialLosses(
+            batches=len(default[0]),
+            default=over_seeds([float(x) for x in np.mean(default, 1)]),
+            advised=over_seeds([float(x) for x in np.mean(losses["advised"][family], 1)]),
+            effect=change(np.asarray(default), np.asarray(losses["advised"][family])),
+        )
+        for family, default in losses["default"].items()
+    }
 
 
-def scores_by_task(scores: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def over_seeds(values: list[float]) -> OverSeeds:
+    """Mean and deviation of one number a pre-finetuning seed."""
+    found = spread(values)
+    return OverSeeds(mean=found["mean"], deviation=found["deviation"], seeds=tuple(values))
+
+
+def change(default: np.ndarray, advised: np.ndarray) -> Change:
+    """Advised minus default, both [seeds, batches or 1], paired."""
+    effect = ablation.effect(default, advised)
+    return Change(difference=effect.difference, interval=effect.interval, p_value=effect.p_value)
+
+
+def scores_by_task(scores: dict[str, list[dict[str, Any]]]) -> tuple[TrialTask, ...]:
     """Per downstream task the main score of every pre-finetuning seed, mean over the fine-tuning seeds."""
-    out = []
+    entries = []
     for i, entry in enumerate(scores["default"][0]["tasks"] if scores["default"] else ()):
         key = tasks.MAIN_SCORE[entry["family"]]
-        means = {p: spread([found["tasks"][i]["mean"][key] for found in scores[p]]) for p in PLACEMENTS}
-        out.append({"task": entry["task"], "family": entry["family"], "score": key, **means})
-    return out
+        means = {p: over_seeds([result["tasks"][i]["mean"][key] for result in scores[p]]) for p in PLACEMENTS}
+        score: Literal["f1", "accuracy"] = "f1" if key == "f1" else "accuracy"
+        entries.append(TrialTask(task=entry["task"], family=entry["family"], score=score, **means))
+    return tuple(entries)
 
 
-def report(content: dict[str, Any]) -> list[str]:
+def report(content: Trial) -> list[str]:
     """Lines of trial.md."""
-    seeds = ", ".join(map(str, content["seeds"]))
-    lines = [f"# LoRA as advised and on the last layers, from {escaped(content['start'])}", ""]
-    lines += [f"task_primary, {content['steps']} steps, pre-finetuning seeds {seeds}.", ""]
-    placed = [[p, _layers(c), ", ".join(c["targets"]), str(c["rank"]), f"{c['parameters']:,}"]
-              for p, c in content["lora"].items()]  # fmt: skip
+    seeds = ", ".join(map(str, content.seeds))
+    lines = [f"# LoRA as advised and on the last layers, from {escaped(content.start)}", ""]
+    lines += [f"task_primary, {content.steps} steps, pre-finetuning seeds {seeds}.", ""]
+    placed = [
+        [name, _layers(p), ", ".join(p.targets), str(p.rank), f"{p.parameters:,}"]
+        for name, p in (("default", content.lora.default), ("advised", content.lora.advised))
+    ]
     lines += markdown("Placements", ["placement", "layers", "matrices", "rank", "parameters of an adapter"], placed)
     rows = []
-    for family, entry in content["held_out"].items():
-        e = entry["effect"]
-        change = f"{signed(e['difference'], 4)} {bounds(e['interval'], 4)}"
-        rows.append([family, *(_mean(entry[p], 1, 4) for p in PLACEMENTS), change, _verdict(e)])
+    for family, losses in content.held_out.items():
+        e = losses.effect
+        shown = f"{signed(e.difference, 4)} {bounds(e.interval, 4)}"
+        rows.append([family, _mean(losses.default, 1, 4), _mean(losses.advised, 1, 4), shown, _verdict(e)])
     title = "Held-out losses in nats (mean and deviation over seeds; interval at 95 % over seeds and batches)"
     lines += markdown(title, ["family", *PLACEMENTS, "advised - default", "verdict"], rows)
-    if content["downstream"]["tasks"]:
-        c = content["downstream"]["settings"]
+    if content.downstream.tasks and content.downstream.settings:
+        c = content.downstream.settings
         scored = []
-        for entry in content["downstream"]["tasks"]:
-            e = over_seeds(entry)
-            cell = f"{signed(e['difference'], 1)} {bounds(e['interval'], 1)}".rstrip()
-            scored.append(
-                [entry["task"], *(_mean(entry[p], 100, 1) for p in PLACEMENTS), cell, _verdict(e, higher=True)]
-            )
+        for task in content.downstream.tasks:
+            e = score_change(task.default, task.advised)
+            cell = f"{signed(e.difference, 1)} {bounds(e.interval, 1)}".rstrip()
+            means = _mean(task.default, 100, 1), _mean(task.advised, 100, 1)
+            scored.append([task.task, *means, cell, _verdict(e, higher=True)])
         title = (
             f"Downstream, mode {c['mode']}, {c['fraction']:.0%} of the labels: strict span F1, accuracy, in percent"
             " (paired interval at 95 % over pre-finetuning seeds, not adjusted for the number of tasks)"
@@ -160,22 +182,22 @@ def report(content: dict[str, Any]) -> list[str]:
     return lines
 
 
-def over_seeds(entry: dict[str, Any]) -> dict[str, Any]:
+def score_change(default: OverSeeds, advised: OverSeeds) -> Change:
     """Advised minus default score of a task in percent, paired by pre-finetuning seed."""
-    default, advised = (100 * np.asarray(entry[p]["seeds"])[:, None] for p in PLACEMENTS)
-    return ablation.effect(default, advised)
+    first, second = (100 * np.asarray(side.seeds)[:, None] for side in (default, advised))
+    return change(first, second)
 
 
-def _layers(settings: dict[str, Any]) -> str:
-    return ", ".join(map(str, settings["layers"])) or f"last {settings['last_layers']}"
+def _layers(placement: TrialPlacement) -> str:
+    return ", ".join(map(str, placement.layers)) or f"last {placement.last_layers}"
 
 
-def _mean(values: dict[str, Any], scale: float, digits: int) -> str:
-    deviation = "" if values["deviation"] is None else f" ± {scale * values['deviation']:.{digits}f}"
-    return f"{scale * values['mean']:.{digits}f}{deviation}"
+def _mean(values: OverSeeds, scale: float, digits: int) -> str:
+    deviation = "" if values.deviation is None else f" ± {scale * values.deviation:.{digits}f}"
+    return f"{scale * values.mean:.{digits}f}{deviation}"
 
 
-def _verdict(e: dict[str, Any], higher: bool = False) -> str:
+def _verdict(e: Change, higher: bool = False) -> str:
     """Which placement is better, by values of which the lower or, on demand, the higher are better."""
-    decided = e["p_value"] is not None and e["p_value"] < 1 - ablation.LEVEL
-    return ("advised better" if (e["difference"] > 0) == higher else "advised worse") if decided else "undecided"
+    decided = e.p_value is not None and e.p_value < 1 - ablation.LEVEL
+    return ("advised better" if (e.difference > 0) == higher else "advised worse") if decided else "undecided"

@@ -7,10 +7,10 @@ its temperature eta / b (Mueller et al., 2022: negative transfer may come from i
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from jaxprefit.conflict.results import AblationRow, Effect, LossChange
 from jaxprefit.significance import holm, mean_difference
 
 LEVEL = 0.95
@@ -65,17 +65,21 @@ def variants(blocks: Mapping[str, tuple[str, ...]], families: Sequence[str], con
     return out
 
 
-def effect(plain: np.ndarray, changed: np.ndarray) -> dict[str, Any]:
+def effect(plain: np.ndarray, changed: np.ndarray) -> LossChange:
     """What a change does to a family's held-out loss, from losses [seeds, batches] on the same batches.
 
     `difference` is changed minus plain, with `interval` and `p_value` as `significance.mean_difference` of seeds and
     batches: with one seed the interval speaks of other batches only, with one batch of other seeds only.
     """
-    return mean_difference(np.asarray(changed, np.float64) - np.asarray(plain, np.float64), level=LEVEL)
+    change = mean_difference(np.asarray(changed, np.float64) - np.asarray(plain, np.float64), level=LEVEL)
+    low, high = change["interval"]
+    return LossChange(difference=change["difference"], interval=(low, high), p_value=change["p_value"])
 
 
-def content(cells: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], order: Sequence[Variant]) -> list[dict]:
-    """One row a variant, from (variant, seed) -> family -> losses of the held-out batches, as JSON.
+def content(
+    cells: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], order: Sequence[Variant]
+) -> tuple[AblationRow, ...]:
+    """One row a variant, from (variant, seed) -> family -> losses of the held-out batches.
 
     `verdict` says whether a loss is 'lower', 'higher' or 'undecided' at LEVEL, adjusted (Holm) over all effects of the
     stops, and apart from them over those of the controls.
@@ -85,27 +89,34 @@ def content(cells: Mapping[tuple[str, int], Mapping[str, Sequence[float]]], orde
     def losses(name: str) -> dict[str, np.ndarray]:  # family -> [seeds, batches]
         return {f: np.asarray([cells[name, s][f] for s in seeds]) for f in cells[name, seeds[0]]}
 
-    plain, rows = losses(PLAIN), list[dict[str, Any]]()
-    for v in order:
-        mine = losses(v.name)
-        rows.append(
-            {
-                "variant": v.name,
-                "says": v.says,
-                "stopped": {f: list(blocks) for f, blocks in v.stopped.items()},
-                "loss": {f: float(x.mean()) for f, x in mine.items()},
-                "effect": {f: effect(plain[f], x) for f, x in mine.items()} if v.name != PLAIN else {},
-            }
+    losses_of = {v.name: losses(v.name) for v in order}
+    plain = losses_of[PLAIN]
+    changes = {(v.name, f): effect(plain[f], x) for v in order if v.name != PLAIN for f, x in losses_of[v.name].items()}
+    stops = {v.name for v in order if v.stopped}
+    judged = {
+        **_judged({key: change for key, change in changes.items() if key[0] in stops}),
+        **_judged({key: change for key, change in changes.items() if key[0] not in stops}),
+    }
+    return tuple(
+        AblationRow(
+            variant=v.name,
+            says=v.says,
+            stopped=v.stopped,
+            loss={f: float(x.mean()) for f, x in losses_of[v.name].items()},
+            effect={f: judged[v.name, f] for f in losses_of[v.name] if v.name != PLAIN},
         )
-    for kind in (True, False):
-        _decide([e for v, row in zip(order, rows) if bool(v.stopped) == kind for e in row["effect"].values()])
-    return rows
+        for v in order
+    )
 
 
-def _decide(effects: Sequence[dict[str, Any]]) -> None:
-    """Adds `p_holm` and `verdict`."""
-    adjusted = holm({str(k): e["p_value"] for k, e in enumerate(effects)})
-    for k, e in enumerate(effects):
-        e["p_holm"] = adjusted[str(k)]
-        decided = e["p_holm"] is not None and e["p_holm"] < 1 - LEVEL
-        e["verdict"] = ("lower" if e["difference"] < 0 else "higher") if decided else "undecided"
+def _judged(changes: Mapping[tuple[str, str], LossChange]) -> dict[tuple[str, str], LossChange]:
+    """The same changes, by (variant, family), with `p_holm` adjusted over all of them, and the verdict by it."""
+    adjusted = holm({str(k): change.p_value for k, change in enumerate(changes.values())})
+
+    def judged(change: LossChange, p_holm: float | None) -> LossChange:
+        verdict: Effect = "undecided"
+        if p_holm is not None and p_holm < 1 - LEVEL:
+            verdict = "lower" if change.difference < 0 else "higher"
+        return dataclasses.replace(change, p_holm=p_holm, verdict=verdict)
+
+    return {key: judged(change, adjusted[str(k)]) for k, (key, change) in enumerate(changes.items())}

@@ -80,7 +80,7 @@ def p_conflict(k: np.ndarray, i: int, j: int) -> np.ndarray:
     """[...] one-sided p-value of H0: <Eg_i, Eg_j> >= 0; small where they conflict. 1 minus it tests agreement.
 
     NaN where both gradients are zero. To be doubled where either sign is of interest, and adjusted over the blocks
-    looked at, as `describe.verdicts` does.
+    looked at, as `blocks.verdicts` does.
     """
     p = products(k, i, j)
     with np.errstate(invalid="ignore", divide="ignore"):

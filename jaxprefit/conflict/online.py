@@ -5,17 +5,18 @@ the mean cosine is that of the expected gradients' relation; its size is not, si
 zero and one batch a family cannot tell how far. The probe can (`conflict.probe`).
 """
 
+import dataclasses
 import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.stats
 
-from jaxprefit.conflict.blocks import ordered
-from jaxprefit.conflict.describe import number
+from jaxprefit.conflict.blocks import interval, number, ordered
+from jaxprefit.conflict.results import OnlineSection, PairTrend, Trend, Verdict, Window
 from jaxprefit.errors import UserError
 from jaxprefit.gram import regroup
 from jaxprefit.runtime.files import lines_up_to
@@ -45,18 +46,20 @@ def read(file: pathlib.Path, families: Sequence[str], step: int) -> Logged:
     return Logged(np.asarray([x["step"] for x in lines]), blocks, tokens)
 
 
-def content(logged: Logged, families: Sequence[str], windows: int) -> dict[str, Any]:
+def content(logged: Logged, families: Sequence[str], windows: int) -> OnlineSection:
     """The section 'online' of a report: each pair of families' blocks by windows of steps."""
-    groupings = {"layer": ordered(logged.blocks), "whole": regroup(logged.blocks, lambda _: "whole")}
+    layers, whole = ordered(logged.blocks), regroup(logged.blocks, lambda _: "whole")
     parts = np.array_split(np.arange(len(logged.steps)), min(windows, len(logged.steps) // 2))
-    pairs: list[dict[str, Any]] = []
-    for i, j in itertools.combinations(range(len(families)), 2):
-        pairs.append({"families": [families[i], families[j]]})
-        for grouping, blocks in groupings.items():
-            pairs[-1][grouping] = {name: _block(logged.steps, m, i, j, parts) for name, m in blocks.items()}
-            _decide(pairs[-1][grouping])
+
+    def trends(blocks: Mapping[str, np.ndarray], i: int, j: int) -> dict[str, Trend]:
+        return _decided({name: _trend(logged.steps, m, i, j, parts) for name, m in blocks.items()})
+
+    pairs = tuple(
+        PairTrend(families=(families[i], families[j]), layer=trends(layers, i, j), whole=trends(whole, i, j))
+        for i, j in itertools.combinations(range(len(families)), 2)
+    )
     tokens = {f: number(t.mean()) for f, t in logged.tokens.items()}
-    return {"steps": len(logged.steps), "tokens_per_step": tokens, "pairs": pairs}
+    return OnlineSection(steps=len(logged.steps), tokens_per_step=tokens, pairs=pairs)
 
 
 def cosines(m: np.ndarray, i: int, j: int) -> np.ndarray:
@@ -65,41 +68,51 @@ def cosines(m: np.ndarray, i: int, j: int) -> np.ndarray:
         return m[:, i, j] / np.sqrt(m[:, i, i] * m[:, j, j])
 
 
-def _block(steps: np.ndarray, m: np.ndarray, i: int, j: int, parts: Sequence[np.ndarray]) -> dict[str, Any]:
+def _trend(steps: np.ndarray, m: np.ndarray, i: int, j: int, parts: Sequence[np.ndarray]) -> Trend:
+    """One block's windows, before any verdict."""
     c = cosines(m, i, j)
     first, last = c[parts[0]], c[parts[-1]]
     change = last.mean() - first.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
         test = scipy.stats.ttest_ind(last, first, equal_var=False)
         bounds = test.confidence_interval(LEVEL) if len(parts) > 1 else (np.nan, np.nan)
-    return {
-        "windows": [_window(steps[p], m[p], c[p], i, j) for p in parts],
-        "change": number(change) if len(parts) > 1 else None,
-        "change_interval": [number(b) for b in bounds],
-    }
+    return Trend(
+        windows=tuple(_window(steps[p], m[p], c[p], i, j) for p in parts),
+        change=number(change) if len(parts) > 1 else None,
+        change_interval=interval(*bounds),
+    )
 
 
-def _window(steps: np.ndarray, m: np.ndarray, c: np.ndarray, i: int, j: int) -> dict[str, Any]:
+def _window(steps: np.ndarray, m: np.ndarray, c: np.ndarray, i: int, j: int) -> Window:
     mean, low, high, p = mean_interval(c)
     squares = m[:, i, i].mean(), m[:, j, j].mean()
+    return Window(
+        first_step=int(steps[0]),
+        last_step=int(steps[-1]),
+        steps=len(steps),
+        cosine=number(mean),
+        cosine_interval=interval(low, high),
+        noise=number(c.std(ddof=1)) if len(c) > 1 else None,
+        p_value=number(p),
+        share_negative=number((c < 0).mean()) if np.isfinite(c).all() else None,
+        norm_ratio=number(np.sqrt(squares[0] / squares[1])) if squares[1] > 0 else None,
+    )
+
+
+def _decided(trends: Mapping[str, Trend]) -> dict[str, Trend]:
+    """The same trends with each window's `p_holm`, adjusted over all blocks and windows, and the verdict by it."""
+    p_values = {f"{name} {k}": w.p_value for name, t in trends.items() for k, w in enumerate(t.windows)}
+    adjusted = holm(p_values)
+
+    def judged(window: Window, p_holm: float | None) -> Window:
+        verdict: Verdict = "undecided"
+        if p_holm is not None and p_holm < 1 - LEVEL and window.cosine is not None:
+            verdict = "conflict" if window.cosine < 0 else "agreement"
+        return dataclasses.replace(window, p_holm=p_holm, verdict=verdict)
+
     return {
-        "first_step": int(steps[0]),
-        "last_step": int(steps[-1]),
-        "steps": len(steps),
-        "cosine": number(mean),
-        "cosine_interval": [number(low), number(high)],
-        "noise": number(c.std(ddof=1)) if len(c) > 1 else None,
-        "p_value": number(p),
-        "share_negative": number((c < 0).mean()) if np.isfinite(c).all() else None,
-        "norm_ratio": number(np.sqrt(squares[0] / squares[1])) if squares[1] > 0 else None,
+        name: dataclasses.replace(
+            trend, windows=tuple(judged(w, adjusted[f"{name} {k}"]) for k, w in enumerate(trend.windows))
+        )
+        for name, trend in trends.items()
     }
-
-
-def _decide(blocks: Mapping[str, Any]) -> None:
-    """Adds `p_holm`, adjusted over all blocks and windows, and the `verdict` that follows from it."""
-    windows = {f"{name} {k}": w for name, b in blocks.items() for k, w in enumerate(b["windows"])}
-    adjusted = holm({name: w["p_value"] for name, w in windows.items()})
-    for name, w in windows.items():
-        w["p_holm"] = adjusted[name]
-        decided = w["p_holm"] is not None and w["p_holm"] < 1 - LEVEL
-        w["verdict"] = ("conflict" if w["cosine"] < 0 else "agreement") if decided else "undecided"

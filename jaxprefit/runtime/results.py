@@ -88,6 +88,26 @@ def json_schema(kind: type) -> dict[str, Any]:
     return {**schema, "properties": properties, "required": required}
 
 
+@dataclasses.dataclass(frozen=True)
+class ResultFileInside:
+    """Annotates a field that holds the record of another result file, with that file's own `schema` and `version`."""
+
+    kind: type
+
+    def __get_pydantic_core_schema__(self, *_: Any) -> Any:
+        from pydantic_core import core_schema
+
+        def read(content: Any) -> Any:
+            return from_json(content, self.kind, f"the part {self.kind.SCHEMA}")  # type: ignore[attr-defined]
+
+        written = core_schema.plain_serializer_function_ser_schema(to_json)
+        return core_schema.no_info_plain_validator_function(read, serialization=written)
+
+    def __get_pydantic_json_schema__(self, *_: Any) -> dict[str, Any]:
+        head = {"schema": {"const": self.kind.SCHEMA}, "version": {"const": self.kind.VERSION}}  # type: ignore[attr-defined]
+        return {"type": "object", "properties": head, "required": [*head]}
+
+
 def finite(value: float) -> float | None:
     """`value` for a result file: None where it is undefined (NaN or infinite)."""
     return float(value) if math.isfinite(value) else None

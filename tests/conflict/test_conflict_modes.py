@@ -1,5 +1,6 @@
 """experiments.conflict on a tiny run, mode after mode into one report; the ablation's cells; the advice in use."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from experiments import conflict
 from experiments.common import assembly, cli, family_data, prefinetuning
 from experiments.conflict import ablate, comparison, trial
 from jaxprefit import surgery
+from jaxprefit.conflict.advice import placement
 from jaxprefit.conflict.report import document as conflict_report
+from jaxprefit.conflict.results import AblationSection, Advice, ProbeSection
+from jaxprefit.encoder.lora import LoraSpec
 from jaxprefit.errors import UserError
+from jaxprefit.runtime import results
 
 STEPS = 6
 SMALL = {"texts": 60, "tokens": 40, "folds": 2, "fold_rows": 20}
@@ -168,15 +173,15 @@ def test_compare_shows_runs_side_by_side(report: Path, naive: Path, cache: Path)
 
 def test_compare_takes_no_probe_of_another_run_or_seed(naive: Path, tmp_path: Path) -> None:
     """Constructed: nothing is measured."""
-    run_of = {"one": conflict.identify(str(naive)), "two": conflict.identify(str(naive))}
+    run_of = dict.fromkeys(("one", "two"), conflict.identify(str(naive)))
     paths = [f"{tmp_path / 'runs' / name}" for name in run_of]
-    content = dict.fromkeys(conflict_report.SECTIONS) | {
-        "probe": {"rounds": 4, "seed": 1, "batch_tokens": {}, "pairs": []}
-    }
-    head = {"schema": "jaxprefit.conflict", "version": conflict_report.VERSION}
+    counts: dict[str, Any] = {key: {} for key in ("batch_tokens", "examples", "rows", "transfer")}
+    counts |= dict.fromkeys(("adapters", "affinity", "curvature"))
+    probe = ProbeSection(rounds=4, seed=1, pairs=(), repeated=(), **counts)
     for name, run_ in run_of.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / "conflict.json").write_text(json.dumps({**head, "run": run_, **content}))
+        file = tmp_path / name / "conflict.json"
+        results.write(file, conflict_report.content(run_, {"probe": probe}, file))
     probed: list[str] = []
 
     def compare(rounds: int) -> None:
@@ -189,7 +194,7 @@ def test_compare_takes_no_probe_of_another_run_or_seed(naive: Path, tmp_path: Pa
     assert not probed
     compare(6)
     assert probed == paths, "other settings: probed anew"
-    run_of["two"] = {**run_of["two"], "fingerprint": "another"}
+    run_of["two"] = dataclasses.replace(run_of["two"], fingerprint="another")
     with pytest.raises(UserError, match="another run or step"):
         compare(4)
 
@@ -197,12 +202,16 @@ def test_compare_takes_no_probe_of_another_run_or_seed(naive: Path, tmp_path: Pa
 def test_advice_goes_with_the_evidence(
     naive: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sections = {"ablation": {"rows": []}, "advice": None}
-    old = conflict_report.content(conflict.identify(str(naive)), sections, tmp_path / "conflict.json")
-    (tmp_path / "conflict.json").write_text(json.dumps({**old, "advice": {"decided": False}}))
+    ablation = AblationSection(steps=1, seeds=(), batches={}, batch_tokens={}, rows=())
+    placed = placement(LoraSpec())
+    counts: dict[str, Any] = dict.fromkeys(("parameters", "default_parameters"), 1)
+    advised = Advice(decided=False, reason="none", lora=placed, default=placed, evidence=(), **counts)
+    sections = {"ablation": ablation, "advice": advised}
+    file = tmp_path / "conflict.json"
+    results.write(file, conflict_report.content(conflict.identify(str(naive)), sections, file))
     (tmp_path / "advice.json").write_text("{}")
     monkeypatch.setattr(conflict, "_measure", lambda *_: {"ablation": None})
-    assert conflict.run(config(cache, "ablate"), tmp_path, str(naive))["advice"] is None
+    assert conflict.run(config(cache, "ablate"), tmp_path, str(naive)).advice is None
     assert not (tmp_path / "advice.json").exists()
 
 
@@ -249,13 +258,11 @@ def test_setting_is_refused(changes: dict[str, Any], says: str, naive: Path, cac
 
 
 def test_downstream_difference_of_a_trial_has_an_interval_or_is_undecided() -> None:
-    def entry(*advised: float) -> dict[str, Any]:
-        return {"default": {"seeds": [0.5, 0.6, 0.7]}, "advised": {"seeds": list(advised)}}
-
-    clear, vague = (trial.over_seeds(entry(*x)) for x in ((0.6, 0.71, 0.8), (0.6, 0.5, 0.75)))
-    assert clear["difference"] == pytest.approx(10.33, abs=0.01) and clear["interval"][0] > 0
+    default = trial.over_seeds([0.5, 0.6, 0.7])
+    clear, vague = (trial.score_change(default, trial.over_seeds(x)) for x in ([0.6, 0.71, 0.8], [0.6, 0.5, 0.75]))
+    assert clear.difference == pytest.approx(10.33, abs=0.01) and clear.interval[0] > 0
     assert trial._verdict(clear, higher=True) == "advised better"
-    assert vague["interval"][0] < 0 < vague["interval"][1]
+    assert vague.interval[0] < 0 < vague.interval[1]
     assert trial._verdict(vague, higher=True) == "undecided"
 
 

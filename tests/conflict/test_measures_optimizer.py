@@ -219,12 +219,12 @@ def test_triad_is_in_adams_metric(monkeypatch: pytest.MonkeyPatch) -> None:
         optim.OptimizerConfig(backbone_lr=rate),
         Grams(np.zeros((2, 2, 2, 2, 2)), np.broadcast_to(k[:, None, :, None], (2, 4, 2, 4))),
     )
-    found = lookahead.measure(given, 2)["curvature"]
+    _, found = lookahead.measure(given, 2) or pytest.fail("no held-out batch")
     total = a + 2 * b
     inner, step = np.sqrt(p)[:, None] * total * np.sqrt(p), p * (total @ at)  # of the Hessian in the metric
-    assert found["lipschitz"]["value"] == pytest.approx(np.linalg.eigvalsh(inner)[-1], rel=1e-3)
+    assert found.lipschitz.value == pytest.approx(np.linalg.eigvalsh(inner)[-1], rel=1e-3)
     along = step @ total @ step / (step @ (total @ at))
-    assert found["joint"]["value"] == pytest.approx(along, rel=1e-5) and found["metric"] == "adam"
+    assert found.joint.value == pytest.approx(along, rel=1e-5) and found.metric == "adam"
     # The decrease of a step -eta P g is eta g P g - eta^2 (Pg) H (Pg) / 2: what eta times `joint` tells beside 2.
-    (triad,) = found["triads"]
-    assert triad["step"] is False and triad["flag"] is False
+    (triad,) = found.triads
+    assert triad.step is False and triad.flag is False

@@ -1,5 +1,6 @@
 """The probe against NumPy, its views, and what is said of a block."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 
@@ -10,13 +11,14 @@ from helpers import simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxprefit.conflict.describe import describe, transfer_matrix, verdicts
+from jaxprefit.conflict.blocks import describe, transfer_matrix, verdicts
 from jaxprefit.conflict.inner_products import expected
 from jaxprefit.conflict.noise import corrected_cosine, near_refusal, p_conflict
 from jaxprefit.conflict.probe import GROUPS, Grams, check_independent, mix, probe
 from jaxprefit.data.packing import Layout, pack
 from jaxprefit.errors import UserError
 from jaxprefit.gram import GROUPINGS, regroup
+from jaxprefit.runtime.results import to_json
 
 TENSORS = {
     "layer_0/query/kernel": "backbone/layer_0/query/kernel",
@@ -101,46 +103,47 @@ def test_families_out_of_their_data_sets() -> None:
 
 def test_described_conflict() -> None:
     found = describe(simulated.from_batches(simulated.batches(-0.6, 0.5, 0)))
-    assert found["batches"] == 48
-    assert found["corrected_cosine"] == pytest.approx(-0.6, abs=0.1)
-    low, high = found["corrected_interval"]
+    assert found.batches == 48
+    assert found.corrected_cosine == pytest.approx(-0.6, abs=0.1)
+    low, high = found.corrected_interval
     assert low < -0.6 < high < -0.4
-    assert found["cosine"] == pytest.approx(-0.6 * 0.2, abs=0.03)
-    assert found["cosine_within"] == pytest.approx([0.2, 0.2], abs=0.03)
-    assert found["norm_ratio"] == pytest.approx(0.5, rel=0.05)
-    assert found["magnitude_similarity"] == pytest.approx(0.8, abs=0.03)
-    assert found["corrected_magnitude_similarity"] == pytest.approx(0.8, abs=0.05)
-    assert found["dominance"] == pytest.approx([1 / 3, 2 / 3], abs=0.02)
-    assert found["corrected_condition_number"] > found["condition_number"] > 1
-    assert found["snr"] == pytest.approx([0.5, 0.5], abs=0.05)
-    assert found["noise_scale"] == pytest.approx([4, 4], rel=0.2)
-    assert found["conflicting_share"] > 0.5
-    assert found["share_negative"] > 0.95 and found["undefined"] == 0 and found["p_conflict"] < 1e-6
+    assert found.cosine == pytest.approx(-0.6 * 0.2, abs=0.03)
+    assert found.cosine_within == pytest.approx([0.2, 0.2], abs=0.03)
+    assert found.norm_ratio == pytest.approx(0.5, rel=0.05)
+    assert found.magnitude_similarity == pytest.approx(0.8, abs=0.03)
+    assert found.corrected_magnitude_similarity == pytest.approx(0.8, abs=0.05)
+    assert found.dominance == pytest.approx([1 / 3, 2 / 3], abs=0.02)
+    assert found.corrected_condition_number > found.condition_number > 1
+    assert found.snr == pytest.approx([0.5, 0.5], abs=0.05)
+    assert found.noise_scale == pytest.approx([4, 4], rel=0.2)
+    assert found.conflicting_share > 0.5
+    assert found.share_negative > 0.95 and found.undefined == 0 and found.p_conflict < 1e-6
 
 
 def test_verdicts_are_adjusted_over_blocks() -> None:
-    blocks = {f"layer_{n}": {"p_conflict": p} for n, p in enumerate((0.001, 0.02, 0.04, 0.5, 0.9999, None))}
+    blocks = {f"layer_{n}": simulated.block(p_conflict=p) for n, p in enumerate((0.001, 0.02, 0.04, 0.5, 0.9999, None))}
     found = verdicts(blocks)
-    assert [b["verdict"] for b in found.values()] == ["conflict", *["undecided"] * 3, "agreement", "undecided"]
+    assert [b.verdict for b in found.values()] == ["conflict", *["undecided"] * 3, "agreement", "undecided"]
     # Two-sided: of five blocks the second smallest of these is third, so that three are left.
-    assert found["layer_1"]["p_holm"] == [pytest.approx(2 * 3 * 0.02), 1.0]
-    assert found["layer_4"]["p_holm"] == [1.0, pytest.approx(2 * 5 * 0.0001)]
-    assert found["layer_5"]["p_holm"] == [None, None]
+    assert found["layer_1"].p_holm == (pytest.approx(2 * 3 * 0.02), 1.0)
+    assert found["layer_4"].p_holm == (1.0, pytest.approx(2 * 5 * 0.0001))
+    assert found["layer_5"].p_holm == (None, None)
     alone = verdicts({"whole": blocks["layer_1"]})
-    assert alone["whole"]["verdict"] == "conflict", "one block needs no adjustment for others"
-    assert verdicts({"whole": blocks["layer_2"]})["whole"]["verdict"] == "undecided", "either sign would do"
+    assert alone["whole"].verdict == "conflict", "one block needs no adjustment for others"
+    assert verdicts({"whole": blocks["layer_2"]})["whole"].verdict == "undecided", "either sign would do"
 
 
 @pytest.mark.parametrize("blocks", [1, 7])
 def test_without_any_relation_a_grouping_has_a_verdict_in_one_case_of_twenty(blocks: int) -> None:
     """Of either sign, at most: by p-values as they are under the null, and by a probe's."""
-    rng, number = np.random.default_rng(0), 4_000
+    rng, number, blank = np.random.default_rng(0), 4_000, simulated.block()
     error = 3 * np.sqrt(0.05 * 0.95 / number)
     uniform = rng.uniform(size=(number, blocks))
     k = simulated.groups(0.0, 1.0, 6, number * blocks, seed=0)
     for p in (uniform, p_conflict(k, 0, 1).reshape(number, blocks)):
-        found = [verdicts({f"b{i}": {"p_conflict": float(x)} for i, x in enumerate(row)}) for row in p]
-        rate = np.mean([any(b["verdict"] != "undecided" for b in f.values()) for f in found])
+        tested = [[dataclasses.replace(blank, p_conflict=float(x)) for x in row] for row in p]
+        found = [verdicts({f"b{i}": b for i, b in enumerate(row)}) for row in tested]
+        rate = np.mean([any(b.verdict != "undecided" for b in f.values()) for f in found])
         assert rate < 0.05 + error
     assert rate > 0.02, "and not by deciding nothing"
 
@@ -207,7 +210,7 @@ def test_near_refusal_is_where_norms_are_hardly_resolved() -> None:
 def test_verdict_tells_conflict_from_nothing() -> None:
     def verdict(truth: float, snr: float, seed: int) -> str:
         block = describe(simulated.from_batches(simulated.batches(truth, snr, seed)))
-        return verdicts({"whole": block})["whole"]["verdict"]
+        return verdicts({"whole": block})["whole"].verdict
 
     assert [verdict(-0.3, 1.0, s) for s in range(5)] == ["conflict"] * 5
     assert [verdict(0.3, 1.0, s) for s in range(5)] == ["agreement"] * 5
@@ -219,14 +222,14 @@ def test_zero_gradients_are_undefined_not_unrelated() -> None:
     batches[:, 1] = 0.0
     found = describe(simulated.from_batches(batches))
     for key in ("cosine", "corrected_cosine", "share_negative", "norm_ratio", "conflicting_share", "p_conflict"):
-        assert found[key] is None, key
-    assert found["cosine_interval"] == found["corrected_interval"] == [None, None]
-    assert found["cosine_within"][0] is not None and found["cosine_within"][1] is None
-    assert found["undefined"] == 48 and verdicts({"x": found})["x"]["verdict"] == "undecided"
-    assert describe(simulated.from_batches(batches[:, ::-1]))["norm_ratio"] == 0.0
+        assert getattr(found, key) is None, key
+    assert found.cosine_interval == found.corrected_interval == (None, None)
+    assert found.cosine_within[0] is not None and found.cosine_within[1] is None
+    assert found.undefined == 48 and verdicts({"x": found})["x"].verdict == "undecided"
+    assert describe(simulated.from_batches(batches[:, ::-1])).norm_ratio == 0.0
     one = simulated.batches(-0.3, 1.0, 0, dimensions=20)
     one[0, 1, 0] = 0.0
-    assert describe(simulated.from_batches(one))["undefined"] == 1, "counted, and the others stand"
+    assert describe(simulated.from_batches(one)).undefined == 1, "counted, and the others stand"
 
 
 def test_transfer_matrix() -> None:
@@ -234,13 +237,13 @@ def test_transfer_matrix() -> None:
     k = simulated.from_batches(simulated.batches(-0.6, 2.0, 0)).groups
     found = transfer_matrix(k)
     assert found[0][0] is None and found[1][1] is None
-    assert found[0][1]["value"] == pytest.approx(-1.2 / 4, abs=0.02)
-    assert found[1][0]["value"] == pytest.approx(-1.2, abs=0.05)
-    low, high = found[1][0]["interval"]
-    assert low < found[1][0]["value"] < high
+    assert found[0][1].value == pytest.approx(-1.2 / 4, abs=0.02)
+    assert found[1][0].value == pytest.approx(-1.2, abs=0.05)
+    low, high = found[1][0].interval
+    assert low < found[1][0].value < high
     scaled = transfer_matrix(k, 1 / np.sqrt(np.diag(expected(k))))
-    assert scaled[0][1]["value"] == pytest.approx(scaled[1][0]["value"], rel=0.01), "steps of one length: the cosine"
-    assert scaled[0][1]["value"] == pytest.approx(-0.6, abs=0.03)
+    assert scaled[0][1].value == pytest.approx(scaled[1][0].value, rel=0.01), "steps of one length: the cosine"
+    assert scaled[0][1].value == pytest.approx(-0.6, abs=0.03)
 
 
 @settings(max_examples=30, deadline=None)
@@ -259,7 +262,7 @@ def test_described_blocks_are_json_without_nan(
         batches[0, 0] = 0.0
     grams = Grams(*(x.astype(np.float32) for x in simulated.from_batches(batches)))
     found = verdicts({"x": describe(grams)})["x"]
-    json.dumps(found, allow_nan=False)
-    assert found["verdict"] in ("conflict", "agreement", "undecided")
-    low, high = found["corrected_interval"]
+    json.dumps(to_json(found), allow_nan=False)
+    assert found.verdict in ("conflict", "agreement", "undecided")
+    low, high = found.corrected_interval
     assert low is None or high is None or -1 <= low <= high <= 1

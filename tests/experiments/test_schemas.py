@@ -1,11 +1,14 @@
 """Schemas and FILES.md are what `experiments.common.schemas` writes; a record comes back as it was written."""
 
 import dataclasses
-from typing import ClassVar
+import json
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from experiments.common import schemas
+from experiments.common.result_files import RESULT_FILES
 from jaxprefit.errors import UserError
 from jaxprefit.runtime import results
 from jaxprefit.runtime.results import record
@@ -42,6 +45,28 @@ def test_generated_files_are_up_to_date() -> None:
     assert there == {p for p in written if p.suffix == ".json"}
     for path, text in written.items():
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m experiments.common.schemas"
+
+
+@pytest.mark.parametrize("file", sorted(schemas.RESULTS.glob("conflict/*.json")), ids=lambda p: p.stem)
+def test_committed_files_are_read_and_written_the_same(file: Path) -> None:
+    content = json.loads(file.read_text())
+    (kind,) = (kind for kind in RESULT_FILES.values() if content["schema"] == kind.SCHEMA)  # type: ignore[attr-defined]
+    written = results.to_json(results.read(file, kind))
+    assert results.from_json(written, kind, "again") == results.read(file, kind)
+    assert_holds(written, content)
+
+
+def assert_holds(written: Any, content: Any) -> None:
+    """All of `content` is in `written`, which may have more keys: those newer than the file."""
+    if isinstance(content, dict):
+        for key, part in content.items():
+            assert_holds(written[key], part)
+    elif isinstance(content, list):
+        assert len(written) == len(content)
+        for one, other in zip(written, content):
+            assert_holds(one, other)
+    else:
+        assert written == content
 
 
 def test_a_record_comes_back_as_it_was_written(tmp_path) -> None:  # type: ignore[no-untyped-def]

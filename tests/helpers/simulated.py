@@ -1,8 +1,13 @@
 """Simulated gradients with a known truth: expected gradients of known cosine, and noise for every batch."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
+from jaxprefit.conflict.blocks import describe
 from jaxprefit.conflict.probe import GROUPS, Grams
+from jaxprefit.conflict.results import BlockMeasures
 
 DIMENSIONS = 20_000
 
@@ -58,3 +63,9 @@ def batches(cosine: float, snr: float, seed: int, dimensions: int = 400, rounds:
     mean[:, :2] = expected(cosine)
     noise = rng.normal(size=(rounds, 2, 2, dimensions)) / (snr * np.sqrt(dimensions))
     return (mean[:, None] + noise) * np.asarray([1.0, 2.0])[:, None, None]
+
+
+def block(**changes: Any) -> BlockMeasures:
+    """A block without any gradient, but for the given measures."""
+    nothing = describe(Grams(np.zeros((2, 2, 2, 2, 2)), np.zeros((2, 4, 2, 4))))
+    return dataclasses.replace(nothing, **changes)

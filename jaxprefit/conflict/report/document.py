@@ -5,7 +5,7 @@ it are its interval, the cosine inside each family at the same batch size (the r
 number of batches. Where the data cannot decide, the cell says so.
 """
 
-import json
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,10 +15,24 @@ from rich.table import Table
 
 from jaxprefit import significance
 from jaxprefit.conflict.blocks import ROWS_DRAWN
+from jaxprefit.conflict.report.results import ConflictReport, ReportedRun
+from jaxprefit.conflict.results import (
+    AblationSection,
+    Advice,
+    BlockMeasures,
+    ComparedRun,
+    OnlineSection,
+    ProbeSection,
+)
 from jaxprefit.errors import UserError
 from jaxprefit.render.tables import bounds, signed
+from jaxprefit.representations.results import RepresentationsReport
+from jaxprefit.runtime import results
 
-VERSION = 4
+Section = (
+    OnlineSection | ProbeSection | AblationSection | RepresentationsReport | tuple[ComparedRun, ...] | Advice | None
+)
+
 SECTIONS = {
     "online": "online",
     "probe": "probe",
@@ -32,68 +46,61 @@ EVIDENCE = ("probe", "ablation")
 """Sections that the advice is drawn from."""
 
 
-def content(run: Mapping[str, Any], sections: Mapping[str, Any], file: pathlib.Path) -> dict[str, Any]:
+def content(run: ReportedRun, sections: Mapping[str, Section], file: pathlib.Path) -> ConflictReport:
     """What conflict.json holds: the sections that `file` has already, of the same run, and these new ones.
 
     Advice is not kept where the evidence it was drawn from changes. `run` says whose gradients they are. Raises
     UserError where `file` is a report on another run.
     """
-    kept: dict[str, Any] = dict.fromkeys(SECTIONS)
+    old = ConflictReport(run=run, interval_level=significance.LEVEL)
     if file.exists():
         old = read(file)
-        if {**old["run"], "checkpoint": ""} != {**run, "checkpoint": ""}:
-            there = old["run"]["checkpoint"] or "several runs"
-            raise UserError(f"{file} is a report on {there}, another run or step; use a new --workdir")
-        kept = {name: old[name] for name in SECTIONS}
-        if any(json.loads(json.dumps(sections[name])) != old[name] for name in EVIDENCE if name in sections):
-            kept["advice"] = None
-    head = {"schema": "jaxprefit.conflict", "version": VERSION, "run": dict(run), "interval_level": significance.LEVEL}
-    return {**head, **kept, **sections}
+        if dataclasses.replace(old.run, checkpoint="") != dataclasses.replace(run, checkpoint=""):
+            reported = old.run.checkpoint or "several runs"
+            raise UserError(f"{file} is a report on {reported}, another run or step; use a new --workdir")
+        if any(sections[name] != getattr(old, name) for name in EVIDENCE if name in sections):
+            old = dataclasses.replace(old, advice=None)
+    changes: dict[str, Any] = {**sections, "run": run, "interval_level": significance.LEVEL}
+    return dataclasses.replace(old, **changes)
 
 
-def read(file: pathlib.Path) -> dict[str, Any]:
+def read(file: pathlib.Path) -> ConflictReport:
     """A conflict.json of this version. Raises UserError for anything else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as e:
-        raise UserError(f"{file} cannot be read as JSON ({type(e).__name__}); delete it, and measure again") from None
-    if not isinstance(found, dict) or (found.get("schema"), found.get("version")) != ("jaxprefit.conflict", VERSION):
-        raise UserError(f"{file} is no conflict report of version {VERSION}; use a new --workdir")
-    return found
+    return results.read(file, ConflictReport)
 
 
-def rows(blocks: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+def rows(blocks: Mapping[str, BlockMeasures]) -> list[list[str]]:
     """One row of text a block."""
     out = []
     for name, b in blocks.items():
-        within = " / ".join(signed(c) for c in b["cosine_within"])
+        within = " / ".join(signed(c) for c in b.cosine_within)
         out.append(
             [
                 name,
-                f"{signed(b['cosine'])} {bounds(b['cosine_interval'])}",
+                f"{signed(b.cosine)} {bounds(b.cosine_interval)}",
                 within,
                 verdict(b),
                 corrected(b),
-                "-" if b["share_negative"] is None else f"{100 * b['share_negative']:.0f} %",
-                "-" if b["norm_ratio"] is None else f"{b['norm_ratio']:.2f}",
+                "-" if b.share_negative is None else f"{100 * b.share_negative:.0f} %",
+                "-" if b.norm_ratio is None else f"{b.norm_ratio:.2f}",
             ]
         )
     return out
 
 
-def verdict(block: Mapping[str, Any]) -> str:
+def verdict(block: BlockMeasures) -> str:
     """A block's verdict as text, with what it speaks of where that is not the population."""
-    limited = block["verdict"] != "undecided" and block.get("scope") == ROWS_DRAWN
-    return f"{block['verdict']} ({ROWS_DRAWN})" if limited else block["verdict"]
+    limited = block.verdict != "undecided" and block.scope == ROWS_DRAWN
+    return f"{block.verdict} ({ROWS_DRAWN})" if limited else block.verdict
 
 
-def corrected(block: Mapping[str, Any], digits: int = 2) -> str:
+def corrected(block: BlockMeasures, digits: int = 2) -> str:
     """A block's noise-corrected cosine with its interval as text, or 'refused' where a gradient's norm is not resolved,
     so that there is none."""
-    if block["corrected_cosine"] is None or None in block["corrected_interval"]:
+    if block.corrected_cosine is None or None in block.corrected_interval:
         return "refused"
-    near = ", near refusal" if block.get("near_refusal") else ""  # not in older reports
-    return estimate(block["corrected_cosine"], block["corrected_interval"], True, digits) + near
+    near = ", near refusal" if block.near_refusal else ""  # not in older reports
+    return estimate(block.corrected_cosine, block.corrected_interval, True, digits) + near
 
 
 def estimate(value: float | None, interval: Sequence[float | None], decided: bool, digits: int = 3) -> str:
@@ -115,34 +122,36 @@ def header(a: str, b: str) -> list[str]:
     ]
 
 
-def print_tables(result: Mapping[str, Any], groupings: tuple[str, ...] = ("layer", "kind")) -> None:
+def print_tables(result: ConflictReport, groupings: tuple[str, ...] = ("layer", "kind")) -> None:
     """The probe's section on the terminal."""
-    for pair in result["probe"]["pairs"]:
-        a, b = pair["families"]
+    assert result.probe is not None
+    for pair in result.probe.pairs:
+        a, b = pair.families
         for grouping in groupings:
             table = Table(title=f"gradient conflict {a} vs {b}, by {grouping}")
             for i, name in enumerate(header(a, b)):
                 table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-            for row in rows({**pair["blocks"][grouping], **pair["blocks"]["whole"]}):
+            for row in rows({**getattr(pair.blocks, grouping), **pair.blocks.whole}):
                 table.add_row(*row)
             Console(width=140).print(table)
     print(explain(result))
 
 
-def explain(result: Mapping[str, Any]) -> str:
+def explain(result: ConflictReport) -> str:
     """How to read the probe's table, with the numbers that a cosine must not be without."""
-    probe, run = result["probe"], result["run"]
-    sizes = ", ".join(f"{n:,} tokens of {f}" for f, n in probe["batch_tokens"].items())
-    at = f"(step {run['step']}, {run['strategy']})"
+    probe, run = result.probe, result.run
+    assert probe is not None
+    sizes = ", ".join(f"{n:,} tokens of {f}" for f, n in probe.batch_tokens.items())
+    at = f"(step {run.step}, {run.strategy})"
     repeated = (
-        f" Rows of {' and '.join(probe['repeated'])} were drawn more than once, which inflates 'within' and pulls the"
+        f" Rows of {' and '.join(probe.repeated)} were drawn more than once, which inflates 'within' and pulls the"
         " noise-corrected cosine toward 0: intervals and verdicts are of the gradient on the rows drawn, and void for"
         " other rows like these."
-        if probe["repeated"]
+        if probe.repeated
         else ""
     )
     return (
-        f"{probe['rounds']} rounds at fixed parameters {at}, batches of {sizes}. 'within' is the cosine of two"
+        f"{probe.rounds} rounds at fixed parameters {at}, batches of {sizes}. 'within' is the cosine of two"
         " disjoint batches of one family: with that much noise, no raw cosine between families can be large."
         " 'verdict' is the sign of the expected gradients' inner product where a two-sided test at 5 %, adjusted for"
         " the number of blocks (Holm), tells it; 'noise-corrected' is their cosine, 'refused' where the batches do not"

@@ -1,12 +1,13 @@
 """Pictures of a conflict report. Axes name their quantity and unit; captions (`page`) say what they rest on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
 
-from jaxprefit.conflict.blocks import KINDS, known, ordered
+from jaxprefit.conflict.blocks import KINDS, ordered, sign_known
+from jaxprefit.conflict.results import AblationRow, PairReport, PairTrend
 from jaxprefit.render.tables import bounds
 
 Cell = tuple[float, Sequence[float | None], bool]
@@ -15,43 +16,40 @@ Cell = tuple[float, Sequence[float | None], bool]
 COLORS = {"conflict": "#b2182b", "agreement": "#2166ac", "undecided": "#888888"}
 
 
-def over_training(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
+def over_training(pair: PairTrend) -> matplotlib.figure.Figure:
     """Layers x training: the mean raw cosine of each window of steps, coloured where its sign is decided."""
-    blocks, (a, b) = {**ordered(pair["layer"]), **pair["whole"]}, pair["families"]
-    windows = next(iter(blocks.values()))["windows"]
+    blocks, (a, b) = {**ordered(pair.layer), **pair.whole}, pair.families
+    windows = next(iter(blocks.values())).windows
     cells = [
-        [
-            None if w["cosine"] is None else (w["cosine"], w["cosine_interval"], w["verdict"] != "undecided")
-            for w in block["windows"]
-        ]
+        [None if w.cosine is None else (w.cosine, w.cosine_interval, w.verdict != "undecided") for w in block.windows]
         for block in blocks.values()
     ]
     figure = matplotlib.figure.Figure(figsize=(1.0 * len(windows) + 3, 0.42 * len(blocks) + 1.6), layout="constrained")
     _heat(
-        figure, cells, [f"{w['first_step']}-{w['last_step']}" for w in windows], list(blocks),
+        figure, cells, [f"{w.first_step}-{w.last_step}" for w in windows], list(blocks),
         f"mean raw cosine of\n{a} and {b} gradients", digits=3,
     )  # fmt: skip
     figure.axes[0].set_xlabel("training steps")
     return figure
 
 
-def layers(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
+def layers(pair: PairReport) -> matplotlib.figure.Figure:
     """Per layer: corrected and raw cosine with intervals, share of negative batches, ratio of norms."""
-    blocks, (a, b) = pair["blocks"]["layer"], pair["families"]
+    blocks, (a, b) = pair.blocks.layer, pair.families
     names = list(blocks)
     figure = matplotlib.figure.Figure(figsize=(12, 0.4 * len(names) + 1.9), layout="constrained")
     corrected, raw, share, norm = figure.subplots(1, 4, sharey=True, width_ratios=(2, 2, 1, 1))
     for y, block in enumerate(blocks.values()):
-        color = COLORS[block["verdict"] if known(block) else "undecided"]
-        _point(corrected, block["corrected_cosine"], block["corrected_interval"], y, color, "D")
-        _point(raw, block["cosine"], block["cosine_interval"], y, "#444444", "o")
-        for c, marker in zip(block["cosine_within"], ("|", "x")):
+        color = COLORS[block.verdict if sign_known(block) else "undecided"]
+        _point(corrected, block.corrected_cosine, block.corrected_interval, y, color, "D")
+        _point(raw, block.cosine, block.cosine_interval, y, "#444444", "o")
+        for c, marker in zip(block.cosine_within, ("|", "x")):
             if c is not None:
                 raw.plot(c, y, marker, color="#d98c00", ms=8)
-        if block["share_negative"] is not None:
-            share.barh(y, block["share_negative"], color="#bbbbbb")
-        if block["norm_ratio"] is not None:
-            norm.plot(block["norm_ratio"], y, "o", color="#444444")
+        if block.share_negative is not None:
+            share.barh(y, block.share_negative, color="#bbbbbb")
+        if block.norm_ratio is not None:
+            norm.plot(block.norm_ratio, y, "o", color="#444444")
     handles = [
         *(corrected.plot([], [], "D", color=c, label=v)[0] for v, c in COLORS.items()),
         raw.plot([], [], "o", color="#444444", label=f"{a} with {b}")[0],
@@ -70,16 +68,14 @@ def layers(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
     return figure
 
 
-def modules(pair: Mapping[str, Any]) -> matplotlib.figure.Figure:
+def modules(pair: PairReport) -> matplotlib.figure.Figure:
     """Layers x kinds of matrix: the noise-corrected cosine, coloured where its sign is decided."""
-    blocks = pair["blocks"]["module"]
-    names = [n for n in pair["blocks"]["layer"] if n.startswith("layer_")]
+    blocks = pair.blocks.module
+    names = [n for n in pair.blocks.layer if n.startswith("layer_")]
     found = [[blocks.get(f"{n}/{kind}") for kind in KINDS] for n in names]
     cells = [
         [
-            (b["corrected_cosine"], b["corrected_interval"], known(b))
-            if b and b["corrected_cosine"] is not None
-            else None
+            (b.corrected_cosine, b.corrected_interval, sign_known(b)) if b and b.corrected_cosine is not None else None
             for b in row
         ]
         for row in found
@@ -97,17 +93,17 @@ def matrix(names: Sequence[str], cells: Sequence[Sequence[Cell | None]], label: 
     return figure
 
 
-def effects(rows: Sequence[Mapping[str, Any]], families: Sequence[str]) -> matplotlib.figure.Figure:
+def effects(rows: Sequence[AblationRow], families: Sequence[str]) -> matplotlib.figure.Figure:
     """One line a variant, one panel a family: the change of the held-out loss with its interval."""
-    rows = [r for r in rows if r["effect"]]
+    rows = [r for r in rows if r.effect]
     figure = matplotlib.figure.Figure(figsize=(5.5 * len(families), 0.33 * len(rows) + 1.2), layout="constrained")
     colors = {"lower": "#2166ac", "higher": "#b2182b", "undecided": "#888888"}
     for ax, family in zip(np.atleast_1d(figure.subplots(1, len(families), sharey=True)), families):
         for y, row in enumerate(rows):
-            if effect := row["effect"].get(family):
-                _point(ax, effect["difference"], effect["interval"], y, colors[effect["verdict"]], "o")
+            if effect := row.effect.get(family):
+                _point(ax, effect.difference, effect.interval, y, colors[effect.verdict], "o")
         ax.axvline(0, color="#444", lw=0.8)
-        ax.set(yticks=range(len(rows)), yticklabels=[r["says"] for r in rows], ylim=(len(rows) - 0.5, -0.5))
+        ax.set(yticks=range(len(rows)), yticklabels=[r.says for r in rows], ylim=(len(rows) - 0.5, -0.5))
         ax.set_xlabel(f"change of held-out {family} loss, nats, 95 %")
     return figure
 
@@ -137,7 +133,7 @@ def _heat(
     figure.colorbar(image, label=label)
 
 
-def _point(ax: Any, value: float | None, bounds: list[float | None], y: float, color: str, marker: str) -> None:
+def _point(ax: Any, value: float | None, bounds: Sequence[float | None], y: float, color: str, marker: str) -> None:
     if value is None:
         return
     if None not in bounds:
