@@ -1,3 +1,5 @@
 """The result files of the programs: name of the file's schema -> the record it holds."""
 
-RESULT_FILES: dict[str, type] = {}
+from experiments.study.results import StudyResult
+
+RESULT_FILES: dict[str, type] = {"study": StudyResult}
