@@ -9,7 +9,7 @@ Which to use when: Dror et al., 2018, "The Hitchhiker's Guide to Testing Statist
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,16 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
         largest = max(largest, min(1.0, (len(tested) - i) * tested[name]))
         adjusted[name] = largest
     return {name: adjusted.get(name) for name in p_values}
+
+
+def holm_by_table(lines: Iterable[tuple[Hashable, float | None]]) -> list[float | None]:
+    """Adjusted p-values (Holm) of lines, (table, p-value), in their order: each over the lines of the same table."""
+    rows = [*lines]
+    tables: dict[Hashable, dict[str, float | None]] = {}
+    for i, (table, p_value) in enumerate(rows):
+        tables.setdefault(table, {})[str(i)] = p_value
+    adjusted = {i: p_value for table in tables.values() for i, p_value in holm(table).items()}
+    return [adjusted[str(i)] for i in range(len(rows))]
 
 
 def violation(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:

@@ -17,7 +17,6 @@ sweeps, label fractions, costs, and the paper's claims, each marked by the stati
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -29,10 +28,12 @@ from experiments.common.scoring import score_model
 from experiments.common.workdirs import owned
 from experiments.study import collect, encoders, expansion, figures, page, page_tables, sweeps
 from experiments.study.expansion import Grid, Run, Scoring
+from experiments.study.results import StudyResult
 from jaxprefit.errors import UserError
 from jaxprefit.model import averaged
 from jaxprefit.render import html
-from jaxprefit.runtime.files import locked, write_json, write_text
+from jaxprefit.runtime import results
+from jaxprefit.runtime.files import locked, write_text
 from jaxprefit.runtime.paths import user_path
 from jaxprefit.runtime.progress import GridProgress
 from jaxprefit.runtime.terminal import lines, printable
@@ -41,7 +42,7 @@ FAILURES = (UserError, jax.errors.JaxRuntimeError)  # the second: out of memory,
 
 
 @owned("study")
-def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str, Any]:
+def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> StudyResult:
     """Runs what is not there yet of the shard, and returns what study.json holds."""
     check_study(config)
     sweeps.check(config)
@@ -59,16 +60,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, shard: str = "") -> dict[str,
     with locked(workdir / f".shard-{shard.replace('/', '-')}" if shard else workdir):
         execute(grid, mine, workdir)
     content = collect.collect(config, grid, shapes, workdir)
-    write_json(workdir / "study.json", content)
+    results.write(workdir / "study.json", content)
     write_text(workdir / "study.md", "\n".join(page.report(content)))
     for name, figure in figures.figures(content).items():
         (workdir / f"{name}.png").write_bytes(html.png(figure))
     print(lines("\n".join(page_tables.main_tables(content))))
-    counts = content["cells"]
-    done = f"{counts['done']} of {counts['all']} cells done, {counts['failed']} failed"
+    counts = content.cells
+    done = f"{counts.done} of {counts.all} cells done, {counts.failed} failed"
     print(printable(f"{done}; see {workdir / 'study.md'}"))
-    if content["failed"]:
-        raise UserError(f"{counts['failed']} cells failed, as told in {workdir / 'study.md'}; the others are done")
+    if content.failed:
+        raise UserError(f"{counts.failed} cells failed, as told in {workdir / 'study.md'}; the others are done")
     return content
 
 

@@ -11,12 +11,13 @@ are not quite.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from experiments.study.expansion import Entry
+from experiments.study.results import AverageResult, ClaimResult, Difference, TestedClaim, Verdict
 from jaxprefit import significance
 
 LEVEL = 0.05
@@ -25,8 +26,8 @@ LEVEL = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """That the mean score of the strategy `first` exceeds that of `second` by more than `margin`, in each of the
-    families; each by the variant that stands for it (`study_fronts.chosen`)."""
+    """A claim that the mean score of the strategy `first` exceeds that of `second` by more than `margin`, in each of
+    the families. For each strategy stands the variant that `fronts.chosen` names."""
 
     text: str
     paper: str
@@ -68,8 +69,11 @@ def measure(
     reference: Callable[[Entry, str], Table | None],
     stands: Mapping[str, Mapping[str, str]],
 ) -> list[Measured]:
-    """Of each claim, start, mode, fraction and family that the study has scores for; `stands` are start -> strategy ->
-    the variant chosen for it, `reference` the scores of another variant at an entry's capacity."""
+    """The differences of each claim, start, mode, fraction and family that the study has scores for.
+
+    `stands` are start -> strategy -> the variant chosen for it, `reference` gives the scores of another variant at an
+    entry's capacity.
+    """
     out = []
     for claim in CLAIMS:
         for e in entries:
@@ -79,81 +83,91 @@ def measure(
             if not (at and compared and e.family in claim.families):
                 continue
             second = chosen[claim.second]
-            mine, other = tables[e], reference(e, second)
+            first, other = tables[e], reference(e, second)
             if other is None:  # not scored at this capacity
                 continue
-            if differences := {name: mine[name] - other[name] for name in mine if name in other}:
+            if differences := {name: first[name] - other[name] for name in first if name in other}:
                 out.append(Measured(claim, e, second, differences))
     return out
 
 
-def judge(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One line each; Holm over those of a start, mode, fraction and family."""
+def judge(measured: Sequence[Measured]) -> list[ClaimResult]:
+    """The verdict on each claim, adjusted (Holm) over those about one start, mode, fraction and family."""
     lines = []
     for m in measured:
         e = m.entry
-        place = {"start": e.start, "mode": e.mode, "fraction": e.fraction, "family": e.family}
-        lines.append({"claim": m.claim.text, "paper": m.claim.paper, "first": e.variant, "second": m.second, **place,
-                      **_tested(m.claim, m.differences)})  # fmt: skip
-    _decide(lines, ("start", "mode", "fraction", "family"))
-    return lines
+        lines.append(ClaimResult(
+            claim=m.claim.text, paper=m.claim.paper, first=e.variant, second=m.second, start=e.start, mode=e.mode,
+            fraction=e.fraction, family=e.family, **_tested(m.claim, m.differences),
+        ))  # fmt: skip
+    return _decided(lines, lambda line: (line.start, line.mode, line.fraction, line.family))
 
 
-def average(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One line per claim, start and family, and (start None) per claim and family over all starts: each task's
-    differences are averaged over the places, two or more, then tested as a place's; Holm over a start and family."""
+def average(measured: Sequence[Measured]) -> list[AverageResult]:
+    """The verdict on each claim over the modes and fractions of a start, and (start None) over all starts.
+
+    Each task's differences are averaged over two or more of these, then tested as those of one; Holm over a start and
+    family.
+    """
     groups: dict[tuple[Claim, str | None, str], list[Measured]] = {}
     for start in (*dict.fromkeys(m.entry.start for m in measured), None):
         for m in measured:
             if start in (m.entry.start, None):
                 groups.setdefault((m.claim, start, m.entry.family), []).append(m)
     lines = []
-    for (claim, start, family), found in groups.items():
-        shared = [task for task in found[0].differences if all(task in m.differences for m in found)]
-        if len(found) < 2 or not shared or (start is None and len({m.entry.start for m in found}) < 2):
+    for (claim, start, family), group in groups.items():
+        shared = [task for task in group[0].differences if all(task in m.differences for m in group)]
+        if len(group) < 2 or not shared or (start is None and len({m.entry.start for m in group}) < 2):
             continue
-        differences = {task: _mean([m.differences[task] for m in found]) for task in shared}
-        lines.append({"claim": claim.text, "start": start, "family": family, "places": len(found),
-                      **_tested(claim, differences)})  # fmt: skip
-    _decide(lines, ("start", "family"))
-    return lines
+        differences = {task: _mean([m.differences[task] for m in group]) for task in shared}
+        lines.append(AverageResult(
+            claim=claim.text, start=start, family=family, places=len(group), **_tested(claim, differences)
+        ))  # fmt: skip
+    return _decided(lines, lambda line: (line.start, line.family))
 
 
 def _mean(differences: Sequence[np.ndarray]) -> np.ndarray:
-    """Of [P, S] over places; where these have other numbers of seeds, of the means over seeds: [1, 1]."""
+    """The mean of differences [P, S]; where these have other numbers of seeds, of their means over seeds: [1, 1]."""
     alike = len({d.shape for d in differences}) == 1
     return np.mean([d if alike else d.mean(keepdims=True) for d in differences], 0)
 
 
 def _tested(claim: Claim, differences: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The mean difference, against the claim's margin."""
-    return {"margin": claim.margin, **over_tasks(np.asarray([*differences.values()]), claim.margin)}
+    """The fields of a `TestedClaim` that the differences [P, S] by task decide, before its adjustment."""
+    tested = over_tasks(np.asarray([*differences.values()]), claim.margin)
+    return {**vars(tested), "margin": claim.margin, "p_holm": None, "verdict": "undecided"}
 
 
-def over_tasks(differences: np.ndarray, margin: float = 0.0) -> dict[str, Any]:
+def over_tasks(differences: np.ndarray, margin: float = 0.0) -> Difference:
     """The mean of [T, P, S], by task and seed of pre-finetuning and of fine-tuning, with its interval and p-value
     against the margin (`significance.mean_difference` over tasks and seeds of pre-finetuning).
 
     Fine-tuning seeds are averaged before: their noise is part of what differs between tasks.
     """
-    return {"tasks": len(differences), **significance.mean_difference(differences.mean(2), margin)}
+    tested = significance.mean_difference(differences.mean(2), margin)
+    low, high = tested["interval"]
+    return Difference(
+        tasks=len(differences), difference=tested["difference"], interval=(low, high), p_value=tested["p_value"]
+    )
 
 
-def _decide(lines: Sequence[dict[str, Any]], table: Sequence[str]) -> None:
-    """Adds `p_holm`, over the lines that agree in the keys of `table`, and `verdict`."""
-    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-    for line in lines:
-        groups.setdefault(tuple(line[key] for key in table), {})[line["claim"]] = line
-    for group in groups.values():
-        adjusted = significance.holm({name: line["p_value"] for name, line in group.items()})
-        for name, line in group.items():
-            line["p_holm"] = adjusted[name]
-            line["verdict"] = verdict(line["difference"], line["margin"], line["p_holm"])
+Line = TypeVar("Line", bound=TestedClaim)
 
 
-def verdict(difference: float, margin: float, p_value: float | None) -> str:
-    """Of 'the difference exceeds the margin', from its p-value of being equal to it; None, of one task and seed, is
-    undecided."""
+def _decided(lines: Sequence[Line], table: Callable[[Line], Hashable]) -> list[Line]:
+    """The lines with `p_holm`, over those of the same table, and `verdict`."""
+    adjusted = significance.holm_by_table((table(line), line.p_value) for line in lines)
+    return [
+        dataclasses.replace(line, p_holm=p, verdict=verdict(line.difference, line.margin, p))
+        for line, p in zip(lines, adjusted)
+    ]
+
+
+def verdict(difference: float, margin: float, p_value: float | None) -> Verdict:
+    """The verdict on 'the difference exceeds the margin', from the p-value of being equal to it.
+
+    None, the p-value of one task and seed, is undecided.
+    """
     if p_value is None or p_value >= LEVEL:
         return "undecided"
     return "holds" if difference > margin else "does not hold"

@@ -4,21 +4,34 @@ import contextlib
 import dataclasses
 import pathlib
 import statistics
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.common import tasks as task_data
+from experiments.common.results import LoraSettings
 from experiments.common.tasks import MAIN_SCORE, description
 from experiments.study import claims, encoders, fronts, stars, sweeps, variant_settings
 from experiments.study.claims import Table
 from experiments.study.expansion import Entry, Grid, Scoring
+from experiments.study.results import (
+    CellCounts,
+    Choice,
+    Development,
+    Deviation,
+    Failure,
+    HeldOut,
+    Mode,
+    Result,
+    StudyResult,
+    TaskResult,
+    TaskTest,
+    Versus,
+)
 from jaxprefit import significance
 from jaxprefit.runtime.files import read_json, write_text
-
-STUDY_VERSION = 4
+from jaxprefit.runtime.results import from_json
 
 
 @dataclasses.dataclass
@@ -59,60 +72,56 @@ class Scored:
     scores: Mapping[str, Mapping[int, float]]  # task -> seed -> main score
     rows: Mapping[str, int]  # task -> rows trained on
     cells: Mapping[str, Mapping[int, pathlib.Path]]  # task -> seed -> file
-    failed: tuple[dict[str, Any], ...]
+    failed: tuple[Failure, ...]
     left_out: Mapping[str, str]  # task whose score says nothing, so that it is part of no mean or test -> why
 
 
-def collect(
-    config: ConfigDict, grid: Grid, shapes: Mapping[str, encoders.Shape], workdir: pathlib.Path
-) -> dict[str, Any]:
-    """The content of study.json; `shapes` are those of the start encoders. What is not there yet counts as missing."""
+def collect(config: ConfigDict, grid: Grid, shapes: Mapping[str, encoders.Shape], workdir: pathlib.Path) -> StudyResult:
+    """The study as far as it is; `shapes` are those of the start encoders. What is not there yet counts as missing."""
     scored = {s.folder: read(s, workdir) for s in grid.scorings}
     failed = [cell for s in scored.values() for cell in s.failed]
-    failed += [{"folder": r.folder, "task": None, "seed": None, "reason": failure(workdir / r.folder)}
+    failed += [Failure(folder=r.folder, task=None, seed=None, reason=failure(workdir / r.folder))
                for r in grid.runs if failure(workdir / r.folder)]  # fmt: skip
     everything = sum(s.cells for s in grid.scorings)
     done = sum(len(seeds) for s in scored.values() for seeds in s.scores.values())
     lost = 0
     for s in grid.scorings:
-        there, broken = scored[s.folder], failure(workdir / s.run.folder) or failure(workdir / s.folder)
-        lost += s.cells - sum(map(len, there.scores.values())) if broken else len(there.failed)
+        of, broken = scored[s.folder], failure(workdir / s.run.folder) or failure(workdir / s.folder)
+        lost += s.cells - sum(map(len, of.scores.values())) if broken else len(of.failed)
     s = config.study
     methods = {v: variant_settings.method(config, v) for v in s.variants}
-    results = [result(entry, scored, methods[entry.variant]) for entry in grid.entries]
-    adjust(results)
+    results = adjusted([result(entry, scored, methods[entry.variant]) for entry in grid.entries])
     losses = {(start, v): encoders.held_out(served, workdir) for (start, v), served in grid.encoders.items()}
     means = {place: development(choice, scored) for place, choice in grid.choices.items()}
     stands = {start: fronts.chosen({v: means.get((start, v), {}) for v in s.variants}, methods)
               for start in shapes}  # fmt: skip
     measured = claims.measure(grid.entries, {e: table(e.scorings, scored) for e in grid.entries},
                                     lambda e, other: reference(e, other, grid, scored), stands)  # fmt: skip
-    return {
-        "schema": "jaxprefit.study",
-        "version": STUDY_VERSION,
-        "starts": {start: variant_settings.settings_of(config, "start", start) for start in shapes},
-        "variants": {v: variant_settings.settings_of(config, "variant", v) for v in s.variants},
-        "methods": methods,
-        "modes": {mode: _recipe(grid, mode) for mode in s.modes},
-        "fractions": list(s.fractions),
-        "seeds": list(s.seeds),
-        "lora": description(config)["lora"],
-        "cells": {"all": everything, "done": done, "failed": lost, "missing": everything - done - lost},
-        "failed": failed,
-        "left_out": {name: why for s in scored.values() for name, why in s.left_out.items()},
-        "results": results,
-        "held_out": [{"start": start, "variant": v, "losses": found} for (start, v), found in losses.items()],
-        "choice": {
-            **s.choice.to_dict(),
-            "development": [{"start": start, "variant": v, "means": found} for (start, v), found in means.items()],
-            "chosen": stands,
-        },
-        "fronts": fronts.fronts(results, methods, stands),
-        "sweeps": sweeps.measure(results, s.sweep.to_dict(), grid),
-        "claims": claims.judge(measured),
-        "averages": claims.average(measured),
-        "costs": [encoders.cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants],
-    }  # fmt: skip
+    chosen = Choice(
+        **s.choice.to_dict(),
+        development=tuple(Development(start=start, variant=v, means=m) for (start, v), m in means.items()),
+        chosen=stands,
+    )
+    return StudyResult(
+        starts={start: variant_settings.settings_of(config, "start", start) for start in shapes},
+        variants={v: variant_settings.settings_of(config, "variant", v) for v in s.variants},
+        methods=methods,
+        modes={mode: _mode(grid, mode) for mode in s.modes},
+        fractions=tuple(s.fractions),
+        seeds=tuple(s.seeds),
+        lora=from_json(description(config)["lora"], LoraSettings, "config.lora"),
+        cells=CellCounts(all=everything, done=done, failed=lost, missing=everything - done - lost),
+        failed=tuple(failed),
+        left_out={name: why for s in scored.values() for name, why in s.left_out.items()},
+        results=tuple(results),
+        held_out=tuple(HeldOut(start=start, variant=v, losses=of) for (start, v), of in losses.items()),
+        choice=chosen,
+        fronts=tuple(fronts.fronts(results, methods, stands)),
+        sweeps=tuple(sweeps.measure(results, s.sweep.to_dict(), grid)),
+        claims=tuple(claims.judge(measured)),
+        averages=tuple(claims.average(measured)),
+        costs=tuple(encoders.cost(grid, start, v, shapes[start], workdir) for start in shapes for v in s.variants),
+    )
 
 
 def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
@@ -120,7 +129,7 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
     has ended with this config; that its weights cannot be loaded any more does not matter."""
     file = workdir / scoring.folder / "scores.json"
     reason = failure(workdir / scoring.folder)
-    broken = ({"folder": scoring.folder, "task": None, "seed": None, "reason": reason},) if reason else ()
+    broken = (Failure(folder=scoring.folder, task=None, seed=None, reason=reason),) if reason else ()
     if reason or not file.exists() or not encoders.summaries(scoring.run, workdir):
         return Scored({}, {}, {}, broken, {})
     content = read_json(file)
@@ -133,7 +142,7 @@ def read(scoring: Scoring, workdir: pathlib.Path) -> Scored:
         for name, t in entries.items()
     }
     failed = [
-        {"folder": scoring.folder, **cell}
+        Failure(folder=scoring.folder, task=cell["task"], seed=cell["seed"], reason=cell["reason"])
         for cell in content["failed"]
         if cell["task"] in wanted and cell["seed"] in seeds
     ]
@@ -162,30 +171,33 @@ def counted(scorings: tuple[Scoring, ...], scored: Mapping[str, Scored]) -> list
     return [name for name in names if not any(name in scored[s.folder].left_out for s in scorings)]
 
 
-def result(entry: Entry, scored: Mapping[str, Scored], method: str) -> dict[str, Any]:
-    """One place of the main table, with its tasks; `method` is what the variant is a setting of."""
-    mine = table(entry.scorings, scored)
-    theirs = {other: table(scorings, scored) for other, scorings in entry.references.items()}
-    whole = 0 < len(mine) == len(counted(entry.scorings, scored))
+def result(entry: Entry, scored: Mapping[str, Scored], method: str) -> Result:
+    """One entry of the main table, with its tasks; `method` is what the variant is a setting of. The `p_holm` of its
+    `versus` are not adjusted yet."""
+    own = table(entry.scorings, scored)
+    others = {other: table(scorings, scored) for other, scorings in entry.references.items()}
+    complete = 0 < len(own) == len(counted(entry.scorings, scored))
     first = scored[entry.scorings[0].folder]
     tasks = [
-        {"task": name, "trained_rows": first.rows[name], "mean": float(scores.mean()), "scores": scores.tolist(),
-         "versus": {other: tested(entry, other, name, mine, found, scored) for other, found in theirs.items()
-                    if (method, other) in stars.PAIRS and name in found}}
-        for name, scores in mine.items()
+        TaskResult(
+            task=name, trained_rows=first.rows[name], mean=float(scores.mean()),
+            scores=tuple(map(tuple, scores.tolist())),
+            versus={other: tested(entry, other, name, own, of, scored) for other, of in others.items()
+                    if (method, other) in stars.PAIRS and name in of},
+        )
+        for name, scores in own.items()
     ]  # fmt: skip
-    stars.adjust(tasks)
-    return {
-        "start": entry.start,
-        "mode": entry.mode,
-        "fraction": entry.fraction,
-        "variant": entry.variant,
-        "family": entry.family,
-        "mean": float(np.mean([*mine.values()])) if whole else None,
-        "deviation": deviations(np.mean([*mine.values()], 0)) if whole else None,
-        "tasks": tasks,
-        "versus": {other: found for other, scores in theirs.items() if (found := versus(mine, scores))},
-    }
+    return Result(
+        start=entry.start,
+        mode=entry.mode,
+        fraction=entry.fraction,
+        variant=entry.variant,
+        family=entry.family,
+        mean=float(np.mean([*own.values()])) if complete else None,
+        deviation=deviations(np.mean([*own.values()], 0)) if complete else None,
+        tasks=stars.adjusted(tasks),
+        versus={other: difference for other, of in others.items() if (difference := versus(own, of))},
+    )
 
 
 def reference(entry: Entry, other: str, grid: Grid, scored: Mapping[str, Scored]) -> Table | None:
@@ -206,48 +218,48 @@ def development(choice: Mapping[str, tuple[Scoring, ...]], scored: Mapping[str, 
     return {family: float(np.mean([*found.values()])) for family, found in tables.items()} if whole else {}
 
 
-def tested(
-    entry: Entry, other: str, task: str, mine: Table, theirs: Table, scored: Mapping[str, Scored]
-) -> dict[str, Any]:
-    """The entry's tests on one task against the reference `other`, whose scores are `theirs`."""
+def tested(entry: Entry, other: str, task: str, first: Table, second: Table, scored: Mapping[str, Scored]) -> TaskTest:
+    """The entry's tests on one task against the reference `other`, whose scores are `second`."""
     files = [[[scored[s.folder].cells[task][seed] for seed in s.config.downstream.seeds] for s in side]
              for side in (entry.scorings, entry.references[other])]  # fmt: skip
-    return stars.against(files[0], files[1], (mine[task], theirs[task]), len(entry.scorings[0].tasks))
+    return stars.against(files[0], files[1], (first[task], second[task]), len(entry.scorings[0].tasks))
 
 
-def deviations(scores: np.ndarray) -> dict[str, float | None]:
+def deviations(scores: np.ndarray) -> Deviation:
     """Standard deviations of [P, S]: over seeds of pre-finetuning (fine-tuning averaged), and the other way round."""
-    means = {"prefinetuning": scores.mean(1), "finetuning": scores.mean(0)}
-    return {kind: statistics.stdev(m.tolist()) if len(m) > 1 else None for kind, m in means.items()}
+    by_run, by_draw = (m.tolist() for m in (scores.mean(1), scores.mean(0)))
+    return Deviation(
+        prefinetuning=statistics.stdev(by_run) if len(by_run) > 1 else None,
+        finetuning=statistics.stdev(by_draw) if len(by_draw) > 1 else None,
+    )
 
 
-def versus(mine: Table, other: Table) -> dict[str, Any] | None:
+def versus(first: Table, second: Table) -> Versus | None:
     """The difference of the means over the tasks that both have, with its interval; None without such a task."""
-    differences = paired(mine, other)
-    return claims.over_tasks(differences) if differences.size else None
+    differences = paired(first, second)
+    return Versus(**vars(claims.over_tasks(differences)), p_holm=None) if differences.size else None
 
 
-def paired(mine: Table, other: Table) -> np.ndarray:
+def paired(first: Table, second: Table) -> np.ndarray:
     """[T, P, S]: first minus second, on the tasks that both have; an encoder without training has one P for all."""
-    return np.asarray([mine[name] - other[name] for name in mine if name in other])
+    return np.asarray([first[name] - second[name] for name in first if name in second])
 
 
-def adjust(results: list[dict[str, Any]]) -> None:
-    """Adds `p_holm`, adjusted over the variants that are compared with one reference in one table and family."""
-    groups: dict[tuple, dict[str, dict[str, Any]]] = {}
-    for r in results:
-        for other, found in r["versus"].items():
-            key = r["start"], r["mode"], r["fraction"], r["family"], other
-            groups.setdefault(key, {})[r["variant"]] = found
-    for group in groups.values():
-        adjusted = significance.holm({variant: found["p_value"] for variant, found in group.items()})
-        for variant, found in group.items():
-            found["p_holm"] = adjusted[variant]
+def adjusted(results: Sequence[Result]) -> list[Result]:
+    """The results with `p_holm`, over the variants that are compared with one reference in one table and family."""
+    lines = [(i, other, r) for i, r in enumerate(results) for other in r.versus]
+    p_values = significance.holm_by_table(
+        ((r.start, r.mode, r.fraction, r.family, other), r.versus[other].p_value) for _, other, r in lines
+    )
+    versus: list[dict[str, Versus]] = [{} for _ in results]
+    for (i, other, r), p in zip(lines, p_values):
+        versus[i][other] = dataclasses.replace(r.versus[other], p_holm=p)
+    return [dataclasses.replace(r, versus=v) for r, v in zip(results, versus)]
 
 
-def _recipe(grid: Grid, mode: str) -> dict[str, Any]:
+def _mode(grid: Grid, mode: str) -> Mode:
     """How a mode's cells are taken, but for the fraction of the labels."""
-    scored = [s.config for e in grid.entries if e.mode == mode for s in e.scorings]
-    found = next((c for c in scored if c.downstream.mode == mode), scored[0])  # in stacked some are of adapter
-    recipe = description(found)["downstream"]
-    return {k: v for k, v in recipe.items() if k != "fraction"} | {"seeds": list(found.downstream.seeds)}
+    configs = [s.config for e in grid.entries if e.mode == mode for s in e.scorings]
+    config = next((c for c in configs if c.downstream.mode == mode), configs[0])  # in stacked some are of adapter
+    settings = {k: v for k, v in description(config)["downstream"].items() if k != "fraction"}
+    return from_json(settings | {"seeds": list(config.downstream.seeds)}, Mode, "config.downstream")

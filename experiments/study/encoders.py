@@ -9,6 +9,7 @@ import jax
 from experiments.common import assembly, prefinetuning
 from experiments.common.start import start_encoder
 from experiments.study.expansion import Encoders, Grid, Run, adapter_of
+from experiments.study.results import Cost
 from jaxprefit.encoder import lora
 from jaxprefit.encoder.transformer import EncoderConfig
 
@@ -45,7 +46,7 @@ def held_out(served: Encoders, workdir: pathlib.Path) -> dict[str, float]:
     return out
 
 
-def cost(grid: Grid, start: str, variant: str, shape: Shape, workdir: pathlib.Path) -> dict[str, Any]:
+def cost(grid: Grid, start: str, variant: str, shape: Shape, workdir: pathlib.Path) -> Cost:
     """What a variant takes to train and to keep on a device: first pre-finetuning seed, float32.
 
     `shape` is that of the start encoder, and its number of parameters.
@@ -58,14 +59,14 @@ def cost(grid: Grid, start: str, variant: str, shape: Shape, workdir: pathlib.Pa
             tokens[family] = tokens.get(family, 0) + data["useful_tokens"]
     encoder, parameters = shape
     adapter = lora.size(assembly.lora_spec(next(iter(served.values())).config), encoder)
-    kept = {adapter_of(r, family) for family, runs in grid.encoders[start, variant].items() for r in runs[:1]} - {None}
-    return {
-        "start": start,
-        "variant": variant,
-        "backbones": len(served),
-        "backbone_parameters": parameters * len(served),
-        "adapter_parameters": adapter,
-        "adapter_bytes": 4 * adapter,
-        "family_adapter_parameters": adapter * len(kept),
-        "train_tokens": tokens if all(ended) else None,
-    }
+    adapters = {adapter_of(r, family) for family, runs in grid.encoders[start, variant].items() for r in runs[:1]}
+    return Cost(
+        start=start,
+        variant=variant,
+        backbones=len(served),
+        backbone_parameters=parameters * len(served),
+        adapter_parameters=adapter,
+        adapter_bytes=4 * adapter,
+        family_adapter_parameters=adapter * len(adapters - {None}),
+        train_tokens=tokens if all(ended) else None,
+    )

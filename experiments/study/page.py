@@ -2,7 +2,6 @@
 
 from experiments.study.page_tables import (
     SCORE,
-    Content,
     by_task,
     choice,
     costs,
@@ -17,12 +16,13 @@ from experiments.study.page_tables import (
     tasks,
     with_interval,
 )
+from experiments.study.results import StudyResult, TestedClaim
 from jaxprefit.render.tables import escaped, markdown
 
 
-def report(content: Content) -> list[str]:
+def report(content: StudyResult) -> list[str]:
     """Lines of study.md."""
-    counts = content["cells"]
+    counts = content.cells
     about = (
         "Scores in percent on test rows (where a title says so, on development rows, and no test was scored), mean "
         "over tasks; ± is the standard deviation over fine-tuning seeds, in brackets that over pre-finetuning seeds. "
@@ -33,22 +33,22 @@ def report(content: Content) -> list[str]:
         "variants and seeds."
     )
     lines = ["# Study", "", about, ""]
-    if counts["done"] < counts["all"]:
-        lines += [f"**{counts['done']} of {counts['all']} cells are done; {counts['failed']} failed, "
-                  f"{counts['missing']} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
-    for task, why in content.get("left_out", {}).items():
+    if counts.done < counts.all:
+        lines += [f"**{counts.done} of {counts.all} cells are done; {counts.failed} failed, "
+                  f"{counts.missing} are missing.** A mean needs all its tasks.", ""]  # fmt: skip
+    for task, why in content.left_out.items():
         lines += [f"{task} is left out of every mean, difference and test: {why}.", ""]
     lines += overview(content)
     lines += ["## Main table", "", *main_tables(content)]
     if over_none(content):
         lines += ["![over none](study_differences.png)", ""]
     lines += ["## The paper's claims", "", *claims(content), *settings(content)]
-    if content["fronts"]:
+    if content.fronts:
         lines += ["## Fronts", "", "![NER against TC](study_front.png)", "", *fronts(content)]
-    if content["sweeps"]:
+    if content.sweeps:
         lines += ["## Sweeps", "", "![sweeps](study_sweeps.png)", "", *sweeps(content)]
-    if known := choice(content):
-        lines += ["## Without a test row", "", *known]
+    if losses := choice(content):
+        lines += ["## Without a test row", "", *losses]
     if has_curves(content):
         lines += ["## Label fractions", "", "![label fractions](study_fractions.png)", "", *curves(content)]
     lines += ["## Costs", "", *costs(content)]
@@ -60,12 +60,12 @@ def report(content: Content) -> list[str]:
     return [*lines, *failures(content)]
 
 
-def _seeds(content: Content) -> int:
-    """Of pre-finetuning."""
-    return len(content["seeds"])
+def _seeds(content: StudyResult) -> int:
+    """Number of pre-finetuning seeds."""
+    return len(content.seeds)
 
 
-def _drawn(content: Content) -> str:
+def _drawn(content: StudyResult) -> str:
     """What the intervals count as drawn, and what they say nothing of."""
     if _seeds(content) > 1:
         return "over tasks and pre-finetuning seeds (fine-tuning seeds averaged), which says little where these are few"
@@ -75,18 +75,18 @@ def _drawn(content: Content) -> str:
     )
 
 
-def overview(content: Content) -> list[str]:
+def overview(content: StudyResult) -> list[str]:
     """The differences that the claims are about, one line a place in the grid, and their means over the places of a
     start and over all; only for several places."""
-    columns = [*dict.fromkeys((c["claim"], c["family"]) for c in content["claims"])]
-    rows: dict[str, dict[tuple[str, str], str]] = {place(content, r): {} for r in content["results"]}
+    columns = [*dict.fromkeys((c.claim, c.family) for c in content.claims)]
+    rows: dict[str, dict[tuple[str, str], str]] = {place(content, r): {} for r in content.results}
     if len(rows) < 2 or not columns:
         return []
-    lines = [(place(content, c), c) for c in content["claims"]]
-    lines += [(f"{a['start'] or 'all'}, mean over places", a) for a in content["averages"]]
-    for title, found in lines:
-        mark = {"holds": " ✓", "does not hold": " ✗"}.get(found["verdict"], "")
-        rows.setdefault(title, {})[found["claim"], found["family"]] = points([found["difference"]])[0] + mark
+    lines: list[tuple[str, TestedClaim]] = [(place(content, c), c) for c in content.claims]
+    lines += [(f"{a.start or 'all'}, mean over places", a) for a in content.averages]
+    for title, line in lines:
+        mark = {"holds": " ✓", "does not hold": " ✗"}.get(line.verdict, "")
+        rows.setdefault(title, {})[line.claim, line.family] = points([line.difference])[0] + mark
     header = ["place", *(f"{claim}: {SCORE[family].split()[0]}" for claim, family in columns)]
     about = (
         "Differences in points, in the direction of the claim; ✓ it holds, ✗ it does not, else undecided. Means over "
@@ -97,12 +97,12 @@ def overview(content: Content) -> list[str]:
     return ["## In short", "", about, "", *markdown("Claims", header, cells)]
 
 
-def claims(content: Content) -> list[str]:
+def claims(content: StudyResult) -> list[str]:
     """The paper's claims beside ours."""
     rows = [
-        [c["claim"], c["paper"], place(content, c), f"{c['first']} - {c['second']}", SCORE[c["family"]],
-         with_interval(c), "-" if c["p_holm"] is None else f"{c['p_holm']:.3f}", f"**{c['verdict']}**"]
-        for c in content["claims"]
+        [c.claim, c.paper, place(content, c), f"{c.first} - {c.second}", SCORE[c.family],
+         with_interval(c), "-" if c.p_holm is None else f"{c.p_holm:.3f}", f"**{c.verdict}**"]
+        for c in content.claims
     ]  # fmt: skip
     if not rows:
         return ["The study has none of the variants that the claims are about.", ""]
@@ -119,22 +119,22 @@ def claims(content: Content) -> list[str]:
     return [text, "", *markdown("Claims", header, rows)]
 
 
-def settings(content: Content) -> list[str]:
+def settings(content: StudyResult) -> list[str]:
     """What start encoders and variants change of the config."""
     rows = [
         [kind, name, ", ".join(f"{key} {value}" for key, value in own.items() if key != "model.path") or "-"]
-        for kind, names in (("start", content["starts"]), ("variant", content["variants"]))
+        for kind, names in (("start", content.starts), ("variant", content.variants))
         for name, own in names.items()
     ]
     return markdown("Settings that differ from the config", ["", "name", "settings"], rows)
 
 
-def failures(content: Content) -> list[str]:
+def failures(content: StudyResult) -> list[str]:
     """What failed, and why."""
-    if not content["failed"]:
+    if not content.failed:
         return []
     lines = ["## Failed", ""]
-    for cell in content["failed"]:
-        what = "" if cell["task"] is None else f", {cell['task']} seed {cell['seed']}"
-        lines.append(f"- {cell['folder']}{what}: {escaped(cell['reason'])}")
+    for cell in content.failed:
+        what = "" if cell.task is None else f", {cell.task} seed {cell.seed}"
+        lines.append(f"- {cell.folder}{what}: {escaped(cell.reason)}")
     return [*lines, ""]

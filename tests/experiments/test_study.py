@@ -8,6 +8,8 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,9 +26,11 @@ import jaxprefit
 from configs import study as study_config
 from experiments import study
 from experiments.common import assembly, prefinetuning
+from experiments.common.results import Family
 from experiments.common.tasks import load_tasks
 from experiments.study import claims as study_claims
 from experiments.study import expansion, figures, fronts, page_tables, stars, sweeps, variant_settings
+from experiments.study.results import CellCounts, ClaimResult, Result, TaskResult
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
 from jaxprefit.errors import UserError
@@ -428,10 +432,10 @@ def test_a_shard_does_its_part_and_collects_what_is_there(whole: Path, runnable:
         shutil.copytree(whole / "random" / folder, tmp_path / "random" / folder)
     content = study.run(runnable, tmp_path, shard="1/2")  # the shard of none
     # The average's cells count with its parts, which tell of what it is.
-    assert content["cells"] == {"all": 24, "done": 8, "failed": 0, "missing": 16}
+    assert content.cells == CellCounts(all=24, done=8, failed=0, missing=16)
     assert not (tmp_path / "random" / "individual_ner-seed0").exists()
-    (one,) = (r for r in content["results"] if (r["variant"], r["family"], r["fraction"]) == ("individual", "tc", 1.0))
-    assert one["mean"] is None and one["tasks"] == [] and one["versus"] == {}
+    (one,) = (r for r in content.results if (r.variant, r.family, r.fraction) == ("individual", "tc", 1.0))
+    assert one.mean is None and one.tasks == () and one.versus == {}
     assert_valid(tmp_path / "study.json", "study")
     assert "8 of 24 cells are done" in (tmp_path / "study.md").read_text()
     assert study.run(runnable, tmp_path, shard="none") == content  # nothing is run
@@ -443,16 +447,16 @@ def test_what_is_there_of_other_settings_does_not_count(whole: Path, runnable: C
     other = copy.deepcopy(runnable)
     other.optimizer.backbone_lr = 1e-6
     content = study.run(other, tmp_path / "out", shard="none")
-    assert content["cells"] == {"all": 24, "done": 0, "failed": 0, "missing": 24}
-    assert all(h["losses"] == {} for h in content["held_out"])
-    assert all(c["train_tokens"] is None for c in content["costs"])
+    assert content.cells == CellCounts(all=24, done=0, failed=0, missing=24)
+    assert all(h.losses == {} for h in content.held_out)
+    assert all(c.train_tokens is None for c in content.costs)
 
 
 def test_one_of_two_commands_in_a_workdir_is_refused(whole: Path, runnable: ConfigDict, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "out")
     with locked(tmp_path / "out"), pytest.raises(UserError, match="is in use by process"):
         study.run(runnable, tmp_path / "out")
-    assert study.run(runnable, tmp_path / "out")["cells"]["done"] == 24
+    assert study.run(runnable, tmp_path / "out").cells.done == 24
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.json", "downstream/probe-1-ner/scores.json"])
@@ -503,7 +507,7 @@ def test_failures_are_told_and_do_not_stop_the_rest(
 # Statistics
 
 
-def judged(gain: float, spread: float) -> Iterator[dict]:
+def judged(gain: float, spread: float) -> Iterator[ClaimResult]:
     """The lines of made scores in which individual beats none by `gain`, give or take `spread`, on nine tasks."""
     rng = np.random.default_rng(0)
     none = {f"t{i}": np.full((1, 3), 0.5) for i in range(9)}
@@ -530,7 +534,7 @@ def test_claims_are_marked_by_the_statistics() -> None:
         (0.001, 0.05, "undecided"),
     ):
         (line,) = judged(gain, spread)
-        assert line["claim"] == "individual > none" and line["verdict"] == expected, line
+        assert line.claim == "individual > none" and line.verdict == expected, line
     assert study_claims.verdict(0.003, -0.005, 0.01) == "holds"
     assert study_claims.verdict(-0.015, -0.005, 0.01) == "does not hold"
     assert study_claims.verdict(0.1, 0.084, 0.2) == study_claims.verdict(0.1, 0.084, None) == "undecided"
@@ -546,23 +550,24 @@ def test_a_claim_is_adjusted_over_those_about_its_family() -> None:
             measured.append(study_claims.Measured(claim, entry, "none", differences))
     lines = study_claims.judge(measured)
     for family, number in (("ner", 4), ("tc", 2)):
-        mine = [line for line in lines if line["family"] == family]
-        first = min(mine, key=lambda line: line["p_value"])
-        assert first["p_holm"] == pytest.approx(min(1, number * first["p_value"]))
+        mine = [line for line in lines if line.family == family]
+        first = min(mine, key=lambda line: line.p_value)
+        assert first.p_holm == pytest.approx(min(1, number * first.p_value))
         for m, line in zip([m for m in measured if m.entry.family == family], mine):
             over = [d.mean() - m.claim.margin for d in m.differences.values()]
-            assert line["p_value"] == pytest.approx(scipy.stats.ttest_1samp(over, 0).pvalue, rel=1e-6)
+            assert line.p_value == pytest.approx(scipy.stats.ttest_1samp(over, 0).pvalue, rel=1e-6)
 
 
 def test_nine_tasks_of_which_one_disagrees_can_decide() -> None:
     gains = np.asarray([2.0, 1.5, 2.5, 3.0, 1.0, 2.0, 2.2, 1.8, -0.1])
     line = study_claims.over_tasks(gains[:, None, None] / 100)
-    assert 5 * line["p_value"] < study_claims.LEVEL < 9 * scipy.stats.wilcoxon(gains).pvalue
+    assert 5 * line.p_value < study_claims.LEVEL < 9 * scipy.stats.wilcoxon(gains).pvalue
 
 
 def test_one_task_and_seed_have_no_interval_and_decide_nothing() -> None:
     line = study_claims.over_tasks(np.full((1, 1, 3), 0.02))
-    assert line == {"tasks": 1, "difference": pytest.approx(0.02), "interval": [None, None], "p_value": None}
+    assert line.difference == pytest.approx(0.02)
+    assert (line.tasks, line.interval, line.p_value) == (1, (None, None), None)
     assert page_tables.with_interval(line) == "+2.0"
 
 
@@ -583,7 +588,7 @@ def test_a_claim_is_judged_by_the_variants_that_stand_for_the_strategies() -> No
     lines = study_claims.judge(study_claims.measure(entries, dict.fromkeys(entries, scores), reference, {"a": chosen}))
     assert asked == [("deep", "slow")]
     (line,) = lines
-    assert (line["claim"], line["first"], line["second"]) == ("task_primary > naive", "deep", "slow")
+    assert (line.claim, line.first, line.second) == ("task_primary > naive", "deep", "slow")
     # Where the other was not scored at equal capacity, nothing is said.
     assert not study_claims.measure(entries, dict.fromkeys(entries, scores), lambda e, other: None, {"a": chosen})
 
@@ -609,14 +614,14 @@ def test_claims_are_judged_over_places_too() -> None:
     stands = {start: {s: s for s in strategies} for start in "ab"}
     measured = study_claims.measure(entries, tables, reference, stands)
     of_a, of_all = study_claims.average(measured)  # b has one place alone
-    assert [(x["start"], x["places"], x["tasks"]) for x in (of_a, of_all)] == [("a", 2, 8), (None, 3, 8)]
-    assert of_a["difference"] == pytest.approx((0.03 + 0.01) / 2, abs=1e-3) and of_a["verdict"] == "holds"
-    assert of_all["difference"] == pytest.approx((0.03 + 0.01 - 0.05) / 3, abs=1e-3)
-    assert of_all["verdict"] == "does not hold"
+    assert [(x.start, x.places, x.tasks) for x in (of_a, of_all)] == [("a", 2, 8), (None, 3, 8)]
+    assert of_a.difference == pytest.approx((0.03 + 0.01) / 2, abs=1e-3) and of_a.verdict == "holds"
+    assert of_all.difference == pytest.approx((0.03 + 0.01 - 0.05) / 3, abs=1e-3)
+    assert of_all.verdict == "does not hold"
     # A place with other seeds, such as MTEB's ten draws, enters by its mean.
     measured[0] = dataclasses.replace(measured[0], differences={f"t{i}": np.full((1, 10), 0.06) for i in range(9)})
     of_a, _ = study_claims.average(measured)
-    assert of_a["difference"] == pytest.approx((0.06 + 0.01) / 2, abs=1e-3)
+    assert of_a.difference == pytest.approx((0.06 + 0.01) / 2, abs=1e-3)
     assert not study_claims.average(measured[:1])
 
 
@@ -624,22 +629,21 @@ def test_a_sweep_s_variants_stand_against_their_mean(cache: Path) -> None:
     grid = expansion.expand(config(cache, **{"study.variants": SWEPT, "study.fractions": (1.0,)}))
     results = [swept(*at) for at in itertools.product(("probe",), SWEPT, ("ner", "tc"))]
     (one,) = sweeps.measure(results, {"rank": SWEPT[::-1]}, grid)
-    assert (one["sweep"], one["start"], one["mode"], one["fraction"]) == ("rank", "random", "probe", 1.0)
-    low, high = one["points"]
-    assert (low["variant"], high["variant"]) == SWEPT[::-1]
-    assert low["settings"] == {"lora.rank": 2} and high["settings"] == {"lora.rank": 4}
-    assert low["scores"]["ner"]["mean"] == 0.4 and low["scores"]["ner"]["difference"] == pytest.approx(-0.15)
-    assert high["scores"]["ner"]["difference"] == pytest.approx(0.15)
-    assert high["scores"]["ner"]["interval"] == pytest.approx([0.15, 0.15])  # all gain the same
-    assert high["scores"]["tc"]["difference"] == 0.0
+    assert (one.sweep, one.start, one.mode, one.fraction) == ("rank", "random", "probe", 1.0)
+    low, high = one.points
+    assert (low.variant, high.variant) == SWEPT[::-1]
+    assert low.settings == {"lora.rank": 2} and high.settings == {"lora.rank": 4}
+    assert low.scores["ner"].mean == 0.4 and low.scores["ner"].difference == pytest.approx(-0.15)
+    assert high.scores["ner"].difference == pytest.approx(0.15)
+    assert high.scores["ner"].interval == pytest.approx([0.15, 0.15])  # all gain the same
+    assert high.scores["tc"].difference == 0.0
     # Of two seeds of pre-finetuning the means differ; a variant with one stands beside each of the other's.
-    for t in results[0]["tasks"]:
-        t["scores"] = [[0.6, 0.6], [0.8, 0.8]]
-    for t in results[2]["tasks"]:
-        t["scores"] = [[0.4, 0.4]]
+    for i, scores in ((0, ((0.6, 0.6), (0.8, 0.8))), (2, ((0.4, 0.4),))):
+        tasks = tuple(dataclasses.replace(t, scores=scores) for t in results[i].tasks)
+        results[i] = dataclasses.replace(results[i], tasks=tasks)
     (one,) = sweeps.measure(results, {"rank": SWEPT}, grid)
     expected = scipy.stats.ttest_1samp([0.1, 0.2], 0).confidence_interval(0.95)
-    assert one["points"][0]["scores"]["ner"]["interval"] == pytest.approx([*expected])
+    assert one.points[0].scores["ner"].interval == pytest.approx([*expected])
 
 
 def test_a_sweep_leaves_out_what_cannot_be_compared(cache: Path) -> None:
@@ -649,32 +653,38 @@ def test_a_sweep_leaves_out_what_cannot_be_compared(cache: Path) -> None:
     grid = expansion.expand(c)
     results = [swept(*at) for at in itertools.product(("adapter", "probe"), variants, ("ner", "tc"))]
     # In mode adapter another rank is another size of what an app trains.
-    assert [s["mode"] for s in sweeps.measure(results, {"rank": SWEPT}, grid)] == ["probe"]
+    assert [s.mode for s in sweeps.measure(results, {"rank": SWEPT}, grid)] == ["probe"]
     assert len(sweeps.measure(results, {"kind": ("task_primary", "naive")}, grid)) == 2
     # The same encoder twice.
     assert not sweeps.measure(results, {"twice": ("task_primary", "same")}, grid)
     # Texts alone, as in mode mteb, can be drawn as well.
-    texts = [r for r in results if r["mode"] == "probe" and r["family"] == "tc"]
+    texts = [r for r in results if r.mode == "probe" and r.family == "tc"]
     found = sweeps.measure(texts, {"rank": SWEPT}, grid)
-    modes = {"probe": {"shots": 0}}
-    (ax,) = figures.sweeps({"sweeps": found, "modes": modes}).axes
+    content: Any = SimpleNamespace(sweeps=found, modes={"probe": SimpleNamespace(shots=0)})
+    (ax,) = figures.sweeps(content).axes
     assert len(ax.get_xticklabels()) == 2
-    header = next(line for line in page_tables.sweeps({"sweeps": found, "modes": modes}) if line.startswith("| place"))
+    header = next(line for line in page_tables.sweeps(content) if line.startswith("| place"))
     assert "TC accuracy" in header and "NER" not in header
     # Not complete in one family.
-    next(r for r in results if (r["mode"], r["variant"], r["family"]) == ("probe", SWEPT[1], "tc"))["mean"] = None
+    i = next(i for i, r in enumerate(results) if (r.mode, r.variant, r.family) == ("probe", SWEPT[1], "tc"))
+    results[i] = dataclasses.replace(results[i], mean=None)
     assert not sweeps.measure(results, {"rank": SWEPT}, grid)
 
 
 SWEPT = ("task_primary", "task_primary_rank4")
 
 
-def swept(mode: str, variant: str, family: str) -> dict:
+def swept(mode: str, variant: str, family: Family) -> Result:
     """A result on two tasks with two seeds."""
     score = {"ner": 0.4 if variant == SWEPT[1] else 0.7, "tc": 0.5}[family]
-    tasks = [{"task": f"t{i}", "scores": [[score + i / 10, score - i / 10]]} for i in range(2)]
-    return {"start": "random", "mode": mode, "fraction": 1.0, "variant": variant, "family": family, "mean": score,
-            "tasks": tasks}  # fmt: skip
+    tasks = tuple(
+        TaskResult(task=f"t{i}", trained_rows=1, mean=score, scores=((score + i / 10, score - i / 10),), versus={})
+        for i in range(2)
+    )
+    return Result(
+        start="random", mode=mode, fraction=1.0, variant=variant, family=family, mean=score, deviation=None,
+        tasks=tasks, versus={},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("start", study_config.STARTS)

@@ -5,9 +5,10 @@ import re
 
 import pytest
 from helpers.paths import RESULTS
-from helpers.schemas import assert_valid
 
 from experiments.study import page
+from experiments.study.results import StudyResult
+from jaxprefit.runtime import results
 
 PAGES = sorted(file.stem for file in RESULTS.glob("study*.json"))
 
@@ -24,7 +25,7 @@ def test_there_are_pages() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_s_tables_are_written_from_its_json(name: str) -> None:
-    content = assert_valid(RESULTS / f"{name}.json", "study")
+    content = results.read(RESULTS / f"{name}.json", StudyResult)
     _, tables = parts("\n".join(page.report(content)).replace("(study_", f"({name}_"))
     assert parts((RESULTS / f"{name}.md").read_text(encoding="utf-8"))[1].rstrip() == tables.rstrip()
     for picture in re.findall(r"\((\w+\.png)\)", tables):
