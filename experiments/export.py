@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 
 import jaxprefit
 from configs.datasets import DATASETS
-from experiments import tables
 from experiments.benchmark.timing import interleaved, ratios
-from experiments.common import cli
+from experiments.common import cli, run_tables
 from jaxprefit import export
 from jaxprefit.errors import UserError
 from jaxprefit.export import card, parity
@@ -77,7 +76,7 @@ def described(model: jaxprefit.Model, checkpoint: str, scores: str) -> card.Abou
                 f"{scores} is about strategy {start['strategy']}, step {start['step']}, and {checkpoint} has "
                 f"{model.strategy.name}, step {model.meta.get('step')}"
             )
-        table = tables.scores([content])
+        table = run_tables.scores([content])
     if not model.meta:
         return card.About(name, "Not trained here: an encoder as it was given.", scores=table)
     settings = model.meta["config"]

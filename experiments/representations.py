@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 import jaxprefit
 from experiments.common import cli
 from experiments.common.checks import check
-from experiments.common.hidden_states import measure_models
 from experiments.common.workdirs import owned
+from experiments.conflict.hidden_states import measure_models
 from jaxprefit.errors import UserError
 from jaxprefit.render.html import page, png
 from jaxprefit.representations import report

@@ -18,7 +18,7 @@ LAYERS = (
     ("training", "conflict"),
     ("downstream",),
     ("representations",),
-    ("conflict.report",),
+    ("conflict.report", "export"),
 )
 """Folders and modules of the package from the ground up. One imports from layers below its own and from its own."""
 
@@ -33,6 +33,7 @@ MAY_NOT = {
 """What alone these may import of the package."""
 
 LONG = {
+    "experiments/common/study_results.py": "the fields of study.json, each with its meaning",
     "jaxprefit/conflict/results.py": "the fields of conflict.json, each with its meaning",
     "jaxprefit/data/synthetic/templates.py": "one table of sentence templates",
 }

@@ -30,11 +30,11 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import jaxprefit
-from experiments.common import assembly, family_data, hidden_states
+from experiments.common import assembly, family_data
 from experiments.common.checks import check
 from experiments.common.start import start_encoder
 from experiments.common.workdirs import owned
-from experiments.conflict import ablate, comparison, probe
+from experiments.conflict import ablate, comparison, hidden_states, probe
 from jaxprefit.conflict import advice, online
 from jaxprefit.conflict.report import document, page, verdicts
 from jaxprefit.conflict.report.results import ConflictReport, ReportedRun

@@ -25,10 +25,10 @@ import jaxprefit
 from experiments.common import assembly, family_data, prefinetuning, tasks
 from experiments.common.checks import check, check_study
 from experiments.common.scoring import score_model
+from experiments.common.study_results import StudyResult
 from experiments.common.workdirs import owned
 from experiments.study import collect, encoders, expansion, figures, page, page_tables, sweeps
 from experiments.study.expansion import Grid, Run, Scoring
-from experiments.study.results import StudyResult
 from jaxprefit.errors import UserError
 from jaxprefit.model import averaged
 from jaxprefit.render import html

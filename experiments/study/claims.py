@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from experiments.common.study_results import AverageResult, ClaimResult, Difference, TestedClaim, Verdict
 from experiments.study.expansion import Entry
-from experiments.study.results import AverageResult, ClaimResult, Difference, TestedClaim, Verdict
 from jaxprefit import significance
 
 LEVEL = 0.05

@@ -11,11 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.common import tasks as task_data
 from experiments.common.results import LoraSettings
-from experiments.common.tasks import MAIN_SCORE, description
-from experiments.study import claims, encoders, fronts, stars, sweeps, variant_settings
-from experiments.study.claims import Table
-from experiments.study.expansion import Entry, Grid, Scoring
-from experiments.study.results import (
+from experiments.common.study_results import (
     CellCounts,
     Choice,
     Development,
@@ -29,6 +25,10 @@ from experiments.study.results import (
     TaskTest,
     Versus,
 )
+from experiments.common.tasks import MAIN_SCORE, description
+from experiments.study import claims, encoders, fronts, stars, sweeps, variant_settings
+from experiments.study.claims import Table
+from experiments.study.expansion import Entry, Grid, Scoring
 from jaxprefit import significance
 from jaxprefit.runtime.files import read_json, write_text
 from jaxprefit.runtime.results import from_json

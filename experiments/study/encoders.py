@@ -8,8 +8,8 @@ import jax
 
 from experiments.common import assembly, prefinetuning
 from experiments.common.start import start_encoder
+from experiments.common.study_results import Cost
 from experiments.study.expansion import Encoders, Grid, Run, adapter_of
-from experiments.study.results import Cost
 from jaxprefit.encoder import lora
 from jaxprefit.encoder.transformer import EncoderConfig
 

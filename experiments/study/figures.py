@@ -11,8 +11,8 @@ import numpy as np
 from adjustText import adjust_text
 
 from experiments.common.results import Settings
+from experiments.common.study_results import Cost, Front, Result, StudyResult, TaskTest, WithInterval
 from experiments.study.page_tables import SCORE, by_task, has_curves, over_none, place, starred
-from experiments.study.results import Cost, Front, Result, StudyResult, TaskTest, WithInterval
 
 MARKERS = "os^vDP*X<>"
 

@@ -3,7 +3,7 @@ them stands for the strategy, chosen without a test row."""
 
 from collections.abc import Mapping, Sequence
 
-from experiments.study.results import Front, Result
+from experiments.common.study_results import Front, Result
 
 Point = tuple[float, float]
 """Gains over `none` at equal capacity: of the mean NER F1 and of the mean TC accuracy."""

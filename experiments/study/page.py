@@ -1,5 +1,6 @@
 """study.md: the page of a study, from the content of study.json."""
 
+from experiments.common.study_results import StudyResult, TestedClaim
 from experiments.study.page_tables import (
     SCORE,
     by_task,
@@ -16,7 +17,6 @@ from experiments.study.page_tables import (
     tasks,
     with_interval,
 )
-from experiments.study.results import StudyResult, TestedClaim
 from jaxprefit.render.tables import escaped, markdown
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from experiments.common.study_results import Place, Result, StudyResult, TaskTest, Versus, WithInterval
 from experiments.study.expansion import REFERENCES
-from experiments.study.results import Place, Result, StudyResult, TaskTest, Versus, WithInterval
 from jaxprefit import significance
 from jaxprefit.render.tables import markdown
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.study_results import TaskResult, TaskTest
 from experiments.study.claims import CLAIMS
-from experiments.study.results import TaskResult, TaskTest
 from jaxprefit import significance
 from jaxprefit.downstream import cells
 

@@ -8,9 +8,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from experiments.common.results import Family, Settings
+from experiments.common.study_results import Result, Sweep, SweepPoint, SweepScore
 from experiments.study.claims import over_tasks
 from experiments.study.expansion import Grid
-from experiments.study.results import Result, Sweep, SweepPoint, SweepScore
 from experiments.study.variant_settings import STRATEGIES
 from jaxprefit.errors import UserError
 

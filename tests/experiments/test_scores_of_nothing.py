@@ -15,7 +15,7 @@ import jaxprefit
 from configs import objectives as objectives_config
 from configs import study as study_config
 from experiments import objectives, study, tables
-from experiments.common import prefinetuning, scoring
+from experiments.common import prefinetuning, run_tables, scoring
 from experiments.common.tasks import MAIN_SCORE
 from jaxprefit.downstream import cells
 from jaxprefit.errors import UserError
@@ -216,9 +216,9 @@ def test_losses_of_runs_that_start_apart_have_each_their_start() -> None:
         held_out = {"ner": {"start": {"loss": start}, "end": {"loss": 1.0}}}
         return {"strategy": strategy, "steps": 3, "trainable_parameters": 7, "held_out": held_out}
 
-    alike = tables.losses([trained("naive", 2.0), trained("shared_lora", 2.0)])[4:-1]
+    alike = run_tables.losses([trained("naive", 2.0), trained("shared_lora", 2.0)])[4:-1]
     assert [line.split(" | ")[0] for line in alike] == ["| (start)", "| naive", "| shared_lora"]
-    apart = tables.losses([trained("naive", 2.0), trained("shared_lora", 3.0)])[4:-1]
+    apart = run_tables.losses([trained("naive", 2.0), trained("shared_lora", 3.0)])[4:-1]
     assert [(line.split(" | ")[0][2:], line.split(" | ")[-1]) for line in apart] == [
         ("(start of naive)", "2.0000 |"), ("naive", "1.0000 |"),
         ("(start of shared_lora)", "3.0000 |"), ("shared_lora", "1.0000 |"),

@@ -27,10 +27,10 @@ from configs import study as study_config
 from experiments import study
 from experiments.common import assembly, prefinetuning
 from experiments.common.results import Family
+from experiments.common.study_results import CellCounts, ClaimResult, Result, TaskResult
 from experiments.common.tasks import load_tasks
 from experiments.study import claims as study_claims
 from experiments.study import expansion, figures, fronts, page_tables, stars, sweeps, variant_settings
-from experiments.study.results import CellCounts, ClaimResult, Result, TaskResult
 from jaxprefit.downstream import cells
 from jaxprefit.downstream.finetune import start_params
 from jaxprefit.errors import UserError

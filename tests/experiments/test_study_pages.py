@@ -6,8 +6,8 @@ import re
 import pytest
 from helpers.paths import RESULTS
 
+from experiments.common.study_results import StudyResult
 from experiments.study import page
-from experiments.study.results import StudyResult
 from jaxprefit.runtime import results
 
 PAGES = sorted(file.stem for file in RESULTS.glob("study*.json"))

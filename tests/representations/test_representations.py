@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import jaxprefit
 from experiments import representations
 from experiments.common import assembly, prefinetuning
-from experiments.common.hidden_states import measure_models
+from experiments.conflict.hidden_states import measure_models
 from jaxprefit.errors import UserError
 from jaxprefit.representations import figures, report
 from jaxprefit.representations import measures as rep
