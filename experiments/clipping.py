@@ -75,9 +75,12 @@ def _cell(config: ConfigDict, folder: pathlib.Path) -> dict[str, Any]:
 
 
 def directions(metrics: pathlib.Path, config: ConfigDict) -> dict[str, Any]:
-    """Of a run's steps: the share in which all families are longer than the clip norm (`clipped`); of the shared
-    parameters the families' mean `norms` and `cosine`; and over those clipped steps, by decay of the Gram matrices and
-    method, the mean and largest `angle` to the plain sum in degrees."""
+    """How the families' gradients lie to each other and to the plain sum, over the steps of a run.
+
+    `clipped` is the share of steps in which all families are longer than the clip norm; `norms` and `cosine` are means
+    over the shared parameters; `angle` is the mean and largest angle to the sum in degrees over the clipped steps, by
+    decay of the Gram matrices and method.
+    """
     steps = [*grams(metrics)]
     norms = np.asarray([np.sqrt(np.diag(gram)) for gram, _ in steps])
     limit = config.optimizer.clip_norm
@@ -115,7 +118,7 @@ def angle(gram: np.ndarray, first: np.ndarray, second: np.ndarray) -> float:
 
 
 def grams(metrics: pathlib.Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each step the Gram matrix [F, F] of all shared parameters, and each family's norm [F] over all it touches."""
+    """The steps' Gram matrices [F, F] of all shared parameters, with each family's norm [F] over all it touches."""
     for line in metrics.read_text(encoding="utf-8").splitlines():
         values = json.loads(line)
         blocks = {k.removeprefix("gram/"): np.asarray(v) for k, v in values.items() if k.startswith("gram/")}

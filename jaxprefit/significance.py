@@ -19,8 +19,8 @@ import scipy.stats
 from jaxprefit.errors import UserError
 
 ASO_BOUND = 0.2
-"""Of almost stochastic order, below which the first is larger (Ulmer et al., 2022). At 0.5, where the violation itself
-is balanced, three seeds a side without any difference fall below in one case of four."""
+"""Bound of almost stochastic order below which the first is larger (Ulmer et al., 2022). At 0.5, where the violation
+itself is balanced, three seeds a side without any difference fall below in one case of four."""
 ASO_SEEDS = 5
 """Scores a side that it takes: with three, one case of nine without any difference falls below ASO_BOUND."""
 
@@ -168,7 +168,7 @@ def mean_difference(differences: np.ndarray, margin: float = 0.0, level: float =
 
 
 def _half_width(parts: Sequence[tuple[float, int]], p: float) -> float:
-    """Of the interval at level 1 - p, from (variance, degrees of freedom) of each part."""
+    """Half width of the interval at level 1 - p, from (variance, degrees of freedom) of each part."""
     return float(np.sqrt(sum(scipy.special.stdtrit(df, p / 2) ** 2 * v for v, df in parts)))
 
 

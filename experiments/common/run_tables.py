@@ -21,7 +21,7 @@ SCORES = {
     "ner": (("f1", "F1"), ("f1_lenient", "lenient F1")),
     "tc": (("accuracy", "accuracy"), ("macro_f1", "macro-F1")),
 }
-"""By family, key and name of the main score and of the one beside it."""
+"""Family -> key and name of its main score, and of the score beside it."""
 
 
 KINDS = {"jaxprefit.prefinetune": "summary", "jaxprefit.scores": "scores", "jaxprefit.conflict": "conflict"}

@@ -56,7 +56,10 @@ def score_model(
     checkpoint: str,
     progress: GridProgress | None = None,
 ) -> dict[str, Any]:
-    """As `run`, for a model in memory; as part of a larger grid, whose `progress` is shown instead of a table."""
+    """Scores a model in memory on every task of the config, and returns what scores.json holds.
+
+    With the `progress` of a larger grid that is shown instead of a table.
+    """
     check(config)
     c = config.downstream
     cfg = recipe(config)

@@ -127,7 +127,7 @@ class TaskTest:
     p_holm: float
     """`p_value` adjusted over the tasks of the variant and reference (Holm)."""
     mcnemar: tuple[tuple[float, ...], ...] | None
-    """Of texts, p-values of McNemar's test by pre-finetuning and fine-tuning seed, [P, S]; None of entities."""
+    """P-values of McNemar's test on texts, by pre-finetuning and fine-tuning seed [P, S]; None for entities."""
     aso: float | None
     """Almost-stochastic order over seeds: the first is larger below 0.2; None where the seeds are too few."""
 

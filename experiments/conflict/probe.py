@@ -45,7 +45,7 @@ def measure(config: ConfigDict, workdir: pathlib.Path, model: Model, shared: lis
     factors: dict[str, list[float]] = {name: [] for name in families}
 
     def gradient(name: str, batch: mixture.Drawn) -> Flat:
-        """Of all that the family touches; its own factor in the run's step, by loss weight and clipping, is kept."""
+        """Gradient of all that the family touches; keeps its factor in the run's step, by loss weight and clipping."""
         drawn[name] = batch.examples
         found = gradients[name](flat, put_batch(mesh, batch.batch))
         clipped = 1.0 if joint else min(1.0, optimizer.clip_norm / max(float(optax.global_norm(found)), 1e-12))

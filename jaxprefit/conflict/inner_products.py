@@ -95,7 +95,7 @@ def products(k: np.ndarray, i: int, j: int) -> Products:
 
 
 def _round_robin(k: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of a symmetric [..., G, G] without its diagonal: mean, effects of groups [..., G], variance of the rest."""
+    """Mean, effects of groups [..., G] and variance of the rest of a symmetric [..., G, G] without its diagonal."""
     groups = k.shape[-1]
     off = ~np.eye(groups, dtype=bool)
     mean = k[..., off].mean(-1)

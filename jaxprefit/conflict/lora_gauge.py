@@ -26,7 +26,7 @@ from jaxprefit.gram import Flat
 
 
 class Directions(NamedTuple):
-    """Of one adapted kernel: of the 2 r directions of a and b, how many the tangent space does not have.
+    """How many of the 2 r directions of a and b of one adapted kernel its tangent space does not have.
 
     A fresh adapter has b = 0, where no step on `a` changes the map: such directions are undefined, not zero.
     """

@@ -37,7 +37,7 @@ class Grams(NamedTuple):
 
     @property
     def batches(self) -> int:
-        """Of each family, in all."""
+        """Number of batches of each family, over all rounds."""
         return self.rounds.shape[0] * self.rounds.shape[2]
 
 
