@@ -151,7 +151,8 @@ def test_mlm_joins_a_strategy_when_it_has_sources(cache: Path, tmp_path: Path) -
     assert dict(model.strategy.table)["backbone"] == ("ner", "tc", "mlm")
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert np.shape(line["gram/embeddings"]) == (3, 3)
-    found = conflict.run(run.config(cache, changes), tmp_path / "out", str(tmp_path / "run"))
+    conflict.run(run.config(cache, changes), tmp_path / "out", str(tmp_path / "run"))
+    found = json.loads((tmp_path / "out" / "conflict.json").read_text())
     assert [p["families"] for p in found["probe"]["pairs"]] == [["ner", "tc"], ["ner", "mlm"], ["tc", "mlm"]]
 
 
